@@ -1,0 +1,1 @@
+"""The serverless road: the function's handler, its template, its package, its deployment."""

@@ -1,0 +1,246 @@
+-- name: sync
+-- The trigger function of the capture modes by triggers: writes the change into the outbox, in the same transaction.
+--
+-- Arguments of the trigger: the table's configured name, then its key columns. Rows go as row literals: the exact text of
+-- every column under the settings below (R9). Any failure is caught (R7), at the price of one subtransaction for the
+-- first change of a transaction and for large rows; once one change has been recorded, nothing that can fail is left but
+-- storage, which would fail the application's own statement as well. What could not be recorded is counted in a sequence,
+-- which survives a rollback, and makes docferry populate the collections again.
+CREATE OR REPLACE FUNCTION docferry.sync_to_dynamodb() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET datestyle = 'ISO, MDY' SET intervalstyle = 'iso_8601' SET timezone = 'UTC' SET extra_float_digits = '1'
+SET bytea_output = 'hex' SET lc_monetary = 'C'
+AS $docferry$
+DECLARE
+    mine constant text := pg_current_xact_id()::text;
+    known constant text := current_setting('docferry.recording', true);
+    -- A key that changed says so through a trigger of its own, whose WHEN is cheap; only then the old row is needed.
+    with_old constant boolean := TG_OP = 'DELETE' OR TG_NAME = 'sync_key_change_to_dynamodb';
+    new_text text;
+    old_text text;
+    key_text text[];
+    old_key_text text[];
+BEGIN
+    IF known = mine THEN
+        IF TG_LEVEL = 'ROW' THEN
+            IF TG_OP <> 'DELETE' THEN new_text := NEW::text; END IF;
+            IF with_old THEN old_text := OLD::text; END IF;
+        END IF;
+        IF coalesce(octet_length(new_text), 0) + coalesce(octet_length(old_text), 0) <= {small} THEN
+            INSERT INTO docferry.outbox (position, epoch, transaction, op, table_name, relation_id, columns,
+                                         key_names, new_row, old_row, leads)
+            SELECT nextval('docferry.positions'), {epoch}, mine::xid8, TG_OP, TG_ARGV[0], TG_RELID,
+                   ARRAY(SELECT CASE WHEN a.attgenerated = '' THEN a.atttypid || ' ' || a.attname ELSE a.atttypid::text END
+                         FROM pg_attribute a WHERE a.attrelid = TG_RELID AND a.attnum > 0 AND NOT a.attisdropped
+                        ORDER BY a.attnum),
+                   TG_ARGV[1:], new_text, old_text, {each_leads};
+            RETURN NULL;
+        END IF;
+    ELSIF known = 'missed ' || mine THEN
+        RETURN NULL;
+    END IF;
+    BEGIN
+        IF TG_LEVEL = 'ROW' THEN
+            IF TG_OP <> 'DELETE' THEN new_text := NEW::text; END IF;
+            IF with_old THEN old_text := OLD::text; END IF;
+        END IF;
+        -- As JSON, a byte may become six.
+        IF coalesce(octet_length(new_text), 0) + coalesce(octet_length(old_text), 0) > {small}
+           AND coalesce(octet_length(to_json(new_text)::text), 0) + coalesce(octet_length(to_json(old_text)::text), 0)
+               > {large} THEN
+            IF TG_OP <> 'DELETE' THEN
+                EXECUTE format('SELECT ARRAY[%s]', (SELECT string_agg(format('($1).%I::text', k.name), ', ' ORDER BY k.n)
+                          FROM unnest(TG_ARGV[1:]) WITH ORDINALITY AS k(name, n))) INTO key_text USING NEW;
+            END IF;
+            IF with_old THEN
+                EXECUTE format('SELECT ARRAY[%s]', (SELECT string_agg(format('($1).%I::text', k.name), ', ' ORDER BY k.n)
+                          FROM unnest(TG_ARGV[1:]) WITH ORDINALITY AS k(name, n))) INTO old_key_text USING OLD;
+            END IF;
+            IF TG_OP = 'DELETE' THEN
+                key_text := old_key_text;
+                old_key_text := NULL;
+            END IF;
+            new_text := NULL;
+            old_text := NULL;
+        END IF;
+        {once}
+        INSERT INTO docferry.outbox (position, epoch, transaction, op, table_name, relation_id, columns, key_names,
+                                     new_row, old_row, key, old_key, leads)
+        SELECT nextval('docferry.positions'), {epoch}, mine::xid8, TG_OP, TG_ARGV[0], TG_RELID,
+               ARRAY(SELECT CASE WHEN a.attgenerated = '' THEN a.atttypid || ' ' || a.attname ELSE a.atttypid::text END
+                     FROM pg_attribute a WHERE a.attrelid = TG_RELID AND a.attnum > 0 AND NOT a.attisdropped
+                    ORDER BY a.attnum),
+               TG_ARGV[1:], new_text, old_text, key_text, old_key_text,
+               {each_leads} OR {first_leads} AND known IS DISTINCT FROM mine;
+        PERFORM set_config('docferry.recording', mine, true);
+    EXCEPTION WHEN OTHERS THEN
+        RAISE WARNING 'docferry could not record a change of %: %', TG_ARGV[0], SQLERRM
+              USING HINT = 'Run `docferry apply`: it populates the collections again.';
+        BEGIN
+            PERFORM set_config('docferry.recording', 'missed ' || mine, true);
+            PERFORM nextval('docferry.missed');
+        EXCEPTION WHEN OTHERS THEN
+            NULL;  -- not even that: whoever looks finds the schema or its rights missing
+        END;
+    END;
+    RETURN NULL;
+END
+$docferry$;
+
+-- name: once_outbox
+-- Once a transaction: wake a drainer that sleeps. A payload, or a NOTIFY in every transaction, would cost the writers.
+IF (SELECT last_value FROM docferry.sleeping) = 2 THEN
+            PERFORM pg_notify('docferry_outbox', '');
+        END IF;
+
+-- name: once_lambda
+-- Once a transaction: the sending happens at its end, even if the application set all its constraints to immediate.
+SET CONSTRAINTS docferry.send_to_lambda DEFERRED;
+
+-- name: send_event
+-- One invocation, guarded. True when the function has taken the event; then its changes leave the outbox. A failure counts
+-- for the circuit breaker; the changes stay in the outbox, which commits with the application's transaction.
+CREATE OR REPLACE FUNCTION docferry.send_event(event text, positions bigint[], milliseconds int) RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $docferry$
+DECLARE
+    status int;
+    failures bigint;
+BEGIN
+    PERFORM set_config('aws_lambda.connect_timeout_ms', greatest(milliseconds / 2, 1)::text, true),
+            set_config('aws_lambda.request_timeout_ms', greatest(milliseconds / 2, 1)::text, true);
+    SELECT i.status_code INTO status
+      FROM aws_lambda.invoke({function}::text, event::json, {region}::text, 'Event'::text) AS i;
+    IF status IS DISTINCT FROM 202 THEN
+        RAISE EXCEPTION 'the function answered with status %', status;
+    END IF;
+    DELETE FROM docferry.outbox WHERE position = ANY (positions);
+    IF (SELECT is_called FROM docferry.send_failures) THEN
+        PERFORM setval('docferry.send_failures', 1, false);
+    END IF;
+    RETURN true;
+EXCEPTION WHEN OTHERS THEN
+    failures := nextval('docferry.send_failures');
+    IF failures >= {breaker_failures} THEN
+        PERFORM setval('docferry.send_after',
+                       (extract(epoch FROM clock_timestamp()) * 1000)::bigint + {breaker_pause_ms});
+    END IF;
+    RAISE LOG 'docferry: invocation failed (% in a row), its changes stay in docferry.outbox: %', failures, SQLERRM;
+    RETURN false;
+END
+$docferry$;
+
+-- name: send
+-- Fires once a transaction, behind the application's own deferred triggers: sends what the transaction recorded in as few
+-- events as fit. Never takes longer than the configured bound for all invocations of a transaction; what is left, and
+-- everything while the circuit breaker is open, stays in the outbox. When the breaker's pause is over, one session tries.
+CREATE OR REPLACE FUNCTION docferry.send_to_lambda() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $docferry$
+DECLARE
+    mine constant xid8 := pg_current_xact_id();
+    began constant timestamptz := clock_timestamp();
+    -- Milliseconds that earlier events of this transaction took.
+    spent constant int := coalesce(nullif(current_setting('docferry.sending', true), ''), '0')::int;
+    taken int := spent;
+    relations jsonb := '{{}}';
+    layout jsonb;
+    head text;
+    entry text;
+    entries text[] := '{{}}';
+    positions bigint[] := '{{}}';
+    size int := 0;
+    going_on boolean := true;
+    one record;
+    described text;
+BEGIN
+    -- What later rounds of deferred triggers change gets a leader of its own.
+    PERFORM set_config('docferry.recording', '', true);
+    IF spent >= {timeout_ms} THEN
+        RETURN NULL;
+    END IF;
+    IF (SELECT last_value >= {breaker_failures} AND is_called FROM docferry.send_failures)
+       AND ((SELECT last_value FROM docferry.send_after) > extract(epoch FROM clock_timestamp()) * 1000
+            OR NOT pg_try_advisory_xact_lock(1685021542, 5)) THEN
+        RETURN NULL;
+    END IF;
+    IF spent = 0 AND current_setting('server_version_num')::int >= 170000 THEN
+        -- After a crash the server would hand out again, and mean others by them, the transaction id and the positions that
+        -- are in the event. Once they are in the log on disk it does not. Before PostgreSQL 17 nothing short of a commit
+        -- does that, and where a service does not allow it, sending goes on all the same.
+        BEGIN
+            PERFORM pg_logical_emit_message(false, 'docferry', 'sending', true);
+        EXCEPTION WHEN OTHERS THEN
+            NULL;
+        END;
+    END IF;
+    head := format('{{"docferry":1,"epoch":%s,"transaction":"%s","at":%s,"relations":', NEW.epoch, mine, to_json(began));
+    FOR one IN
+        SELECT o.position, o.epoch, o.op, o.table_name, o.relation_id, o.columns, o.key_names, o.new_row, o.old_row,
+               o.key, o.old_key
+          FROM docferry.outbox o
+         WHERE o.position >= NEW.position AND ({group} OR o.position <= NEW.position) AND o.transaction = mine
+         ORDER BY o.position
+    LOOP
+        entry := json_strip_nulls(json_build_object(
+            'TG_OP', one.op, 'table', one.table_name,
+            'version', (one.epoch::numeric * 79228162514264337593543950336 + one.position::numeric * 4294967296)::text,
+            'NEW', one.new_row, 'OLD', one.old_row, 'key', one.key, 'old_key', one.old_key))::text;
+        IF described IS DISTINCT FROM concat_ws(' ', one.relation_id, one.table_name, one.columns) THEN
+            described := concat_ws(' ', one.relation_id, one.table_name, one.columns);
+            SELECT jsonb_build_object('oid', one.relation_id, 'key', one.key_names,
+                                      'columns', jsonb_agg(nullif(substr(c.described, strpos(c.described || ' ', ' ') + 1), '')
+                                                           ORDER BY c.n),
+                                      'types', jsonb_agg(split_part(c.described, ' ', 1)::bigint ORDER BY c.n))
+              INTO layout FROM unnest(one.columns) WITH ORDINALITY AS c(described, n);
+        END IF;
+        IF positions <> '{{}}' AND (size + octet_length(entry) + 1 > {payload_limit}
+              OR (relations ? one.table_name AND relations -> one.table_name <> layout)) THEN
+            taken := spent + (extract(epoch FROM clock_timestamp() - began) * 1000)::int;
+            going_on := taken < {timeout_ms} AND docferry.send_event(
+                head || relations || ',"changes":[' || array_to_string(entries, ',') || ']}}', positions,
+                {timeout_ms} - taken);
+            EXIT WHEN NOT going_on;
+            entries := '{{}}';
+            positions := '{{}}';
+            relations := '{{}}';
+        END IF;
+        IF positions = '{{}}' THEN
+            size := octet_length(head) + 20;
+        END IF;
+        IF NOT relations ? one.table_name THEN
+            relations := jsonb_set(relations, ARRAY[one.table_name], layout);
+            size := size + octet_length(layout::text) + octet_length(one.table_name) + 8;
+        END IF;
+        entries := entries || entry;
+        positions := positions || one.position;
+        size := size + octet_length(entry) + 1;
+    END LOOP;
+    IF going_on AND positions <> '{{}}' THEN
+        taken := spent + (extract(epoch FROM clock_timestamp() - began) * 1000)::int;
+        going_on := taken < {timeout_ms} AND docferry.send_event(
+            head || relations || ',"changes":[' || array_to_string(entries, ',') || ']}}', positions,
+            {timeout_ms} - taken);
+    END IF;
+    -- Rounded up, so that whoever has sent anything has spent something.
+    PERFORM set_config('docferry.sending', ceil(spent + extract(epoch FROM clock_timestamp() - began) * 1000)::int::text,
+                       true);
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    RAISE LOG 'docferry: sending failed, the changes stay in docferry.outbox: %', SQLERRM;
+    RETURN NULL;
+END
+$docferry$;
+
+-- name: send_trigger
+-- On the first change of each transaction.
+CREATE CONSTRAINT TRIGGER send_to_lambda AFTER INSERT ON docferry.outbox DEFERRABLE INITIALLY DEFERRED
+FOR EACH ROW WHEN (NEW.leads) EXECUTE FUNCTION docferry.send_to_lambda();
+
+-- name: has_send_trigger
+-- Whether it is there.
+SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger
+                WHERE tgname = 'send_to_lambda' AND tgrelid = pg_catalog.to_regclass('docferry.outbox'));

@@ -1,0 +1,1 @@
+"""Talking to the source: connections with one text form, and named statements."""

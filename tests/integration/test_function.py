@@ -1,0 +1,282 @@
+"""The Lambda function, in this process: events that triggers really sent, a real PostgreSQL, DynamoDB and SQS."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import boto3
+import psycopg
+import pytest
+
+from docferry.app import App
+from docferry.aws.function import Function
+from docferry.config import parse
+from docferry.embedded.aws_lambda import LambdaGateway, install_standin
+from docferry.embedded.dynamodb import EmbeddedDynamoDB
+from docferry.errors import ConfigError, EventRefused, HistoryChanged, TransactionPending
+
+from .road import Listener
+
+CONFIG = """
+[source]
+capture = "lambda"
+dsn = "{dsn}"
+[source.lambda]
+function = "ferry"
+region = "us-east-1"
+payload_limit = 20000
+timeout = "5s"
+patience = "200ms"
+[target]
+region = "us-east-1"
+endpoint_url = "{url}"
+table_prefix = "{prefix}"
+[[mirrors]]
+table = "public.things"
+[mirrors.documents.doc]
+format = "xml"
+[dead_letters]
+queue = "{queue}"
+"""
+
+
+@pytest.fixture(scope="module")
+def aws() -> Iterator[EmbeddedDynamoDB]:
+    with EmbeddedDynamoDB(services=("dynamodb", "sqs", "ssm")) as server:
+        yield server
+
+
+class Chain:
+    """A table with triggers whose events are kept, and the function that is given them when the test says so."""
+
+    def __init__(self, dsn: str, aws: EmbeddedDynamoDB, gateway: LambdaGateway, listener: Listener) -> None:
+        self.dsn = dsn
+        self.aws = aws
+        self.gateway = gateway
+        self.listener = listener
+        self.prefix = dsn.rpartition("/")[2].replace("?", "-").replace("=", "-")[-40:] + "-"
+        self.options: dict[str, Any] = dict(aws.client_options())
+        self.sqs = boto3.client("sqs", **self.options)
+        self.queue = self.sqs.create_queue(QueueName=self.prefix + "dead")["QueueUrl"]
+        self.dynamodb = boto3.client("dynamodb", **self.options)
+        self.text = CONFIG.format(dsn=dsn, url=aws.endpoint_url, prefix=self.prefix, queue=self.queue)
+        self.connection = psycopg.connect(dsn, autocommit=True)
+        self.receipts: list[Any] = []
+        self.given = 0
+
+    def function(self, *, source: bool = True, **environ: str) -> Function:
+        known = {"DOCFERRY_SOURCE_DSN": self.dsn} if source else {"DOCFERRY_DEAD_LETTERS_QUEUE": self.queue}
+        return Function.from_environment(
+            {"DOCFERRY_CONFIG_TEXT": self.text, **known, **environ}, on_receipt=self.receipts.append
+        )
+
+    def sent(self) -> list[dict[str, Any]]:
+        """The events since the last look."""
+        documents = self.listener.documents()[self.given :]
+        self.given += len(documents)
+        return documents
+
+    def item(self, key: int) -> dict[str, Any] | None:
+        answer = self.dynamodb.get_item(
+            TableName=self.prefix + "things", Key={"id": {"N": str(key)}}, ConsistentRead=True
+        )
+        found = answer.get("Item")
+        return None if found is None or "_gone" in found else dict(found)
+
+    def letters(self) -> list[dict[str, Any]]:
+        found = self.sqs.receive_message(QueueUrl=self.queue, MaxNumberOfMessages=10, VisibilityTimeout=0)
+        return [json.loads(message["Body"]) for message in found.get("Messages", [])]
+
+    def close(self) -> None:
+        self.connection.close()
+        self.sqs.close()
+        self.dynamodb.close()
+
+
+@pytest.fixture
+def chain(database: str, aws: EmbeddedDynamoDB, monkeypatch: pytest.MonkeyPatch) -> Iterator[Chain]:
+    options = aws.client_options()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", options["aws_access_key_id"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", options["aws_secret_access_key"])
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    listener = Listener()
+    with LambdaGateway(listener.url) as gateway:
+        install_standin(database, gateway)
+        made = Chain(database, aws, gateway, listener)
+        made.connection.execute("CREATE TABLE things (id int PRIMARY KEY, name text, doc text)")
+        with App(parse(made.text, environ={})) as app:
+            app.admin().apply()
+        try:
+            yield made
+        finally:
+            made.close()
+            listener.close()
+
+
+def test_an_event_is_applied_once_however_often_it_comes(chain: Chain) -> None:
+    function = chain.function()
+    try:
+        chain.connection.execute("INSERT INTO things VALUES (1, 'one', '<a><b>2</b></a>'), (2, 'two', NULL)")
+        chain.connection.execute("DELETE FROM things WHERE id = 2")
+        insert, delete = chain.sent()
+        assert function.receive(delete).answer() == {"changes": 1, "applied": 1}
+        assert function.receive(insert).answer() == {"changes": 2, "applied": 1, "stale": 1}
+        assert function.receive(insert).answer() == {"changes": 2, "stale": 2}
+        item = chain.item(1)
+        assert item is not None
+        assert item["doc"] == {"M": {"a": {"M": {"b": {"S": "2"}}}}}
+        assert chain.item(2) is None
+        first = chain.receipts[0]
+        assert (first["table"], first["key"], first["op"], first["outcome"]) == (
+            "public.things",
+            {"id": "2"},
+            "delete",
+            "applied",
+        )
+    finally:
+        function.close()
+
+
+def test_events_of_transactions_that_did_not_commit(chain: Chain) -> None:
+    function = chain.function()
+    try:
+        chain.connection.execute("BEGIN")
+        chain.connection.execute("INSERT INTO things VALUES (1, 'never', NULL)")
+        chain.connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        chain.connection.execute("SET CONSTRAINTS docferry.send_to_lambda IMMEDIATE")
+        (event,) = chain.sent()
+        with pytest.raises(TransactionPending):
+            function.receive(event)
+        chain.connection.execute("ROLLBACK")
+        assert function.receive(event).answer() == {"changes": 1, "rolled back": 1}
+        assert chain.item(1) is None
+    finally:
+        function.close()
+
+
+def test_a_large_row_is_read_or_becomes_a_dead_letter_where_it_cannot(chain: Chain) -> None:
+    function, blind = chain.function(), chain.function(source=False)
+    try:
+        chain.connection.execute("INSERT INTO things VALUES (1, repeat('x', 50000), '<a/>')")
+        (event,) = chain.sent()
+        assert event["changes"][0]["key"] == ["1"]
+        assert blind.receive(event).answer() == {"changes": 1, "dead": 1}
+        (letter,) = chain.letters()
+        assert (letter["cause"], letter["key"]) == ("needs-reread", {"id": "1"})
+        assert letter["payload"]["changes"] == event["changes"]
+        assert function.receive(event).answer() == {"changes": 1, "applied": 1}
+        item = chain.item(1)
+        assert item is not None
+        assert item["name"] == {"S": "x" * 50000}
+    finally:
+        function.close()
+        blind.close()
+
+
+def test_without_the_database_events_speak_for_themselves(chain: Chain) -> None:
+    blind = chain.function(source=False)
+    try:
+        chain.connection.execute("INSERT INTO things VALUES (1, 'one', '<a/>'), (2, 'two', '<a/>')")
+        chain.connection.execute("UPDATE things SET id = 3 WHERE id = 2")
+        chain.connection.execute("TRUNCATE things")
+        chain.connection.execute("INSERT INTO things VALUES (4, 'four', '<a/>')")
+        insert, move, truncate, last = chain.sent()
+        assert blind.receive(insert).applied == 2
+        # Whether another row has taken the old key meanwhile, only the table knows.
+        assert blind.receive(move).answer() == {"changes": 2, "applied": 1, "dead": 1}
+        assert blind.receive(last).applied == 1
+        assert blind.receive(truncate).applied == 1
+        assert [chain.item(key) is not None for key in (1, 2, 3, 4)] == [False, False, False, True]
+        assert blind.receive(insert).stale == 2
+        assert chain.item(1) is None
+        with pytest.raises(ConfigError, match="not told where the database is"):
+            blind.drain(30)
+    finally:
+        blind.close()
+
+
+def test_a_type_that_only_the_database_knows(chain: Chain) -> None:
+    chain.connection.execute("CREATE DOMAIN price AS numeric; ALTER TABLE things ADD COLUMN price price")
+    chain.connection.execute("INSERT INTO things VALUES (1, 'one', '<a/>', 12.50)")
+    (event,) = chain.sent()
+    function, blind = chain.function(), chain.function(source=False)
+    try:
+        with pytest.raises(EventRefused, match="only the database says"):
+            blind.receive(event)
+        assert function.receive(event).applied == 1
+        item = chain.item(1)
+        assert item is not None
+        assert item["price"] == {"N": "12.5"}
+    finally:
+        function.close()
+        blind.close()
+
+
+def test_a_row_that_can_never_be_stored_goes_to_the_queue_and_the_others_arrive(chain: Chain) -> None:
+    function = chain.function()
+    try:
+        chain.connection.execute("INSERT INTO things VALUES (1, 'one', '<a/>'), (2, 'two', '<a'), (3, 'three', NULL)")
+        (event,) = chain.sent()
+        summary = function.receive(event)
+        assert (summary.applied, summary.dead) == (2, 1)
+        (letter,) = chain.letters()
+        assert (letter["table"], letter["key"], letter["cause"]) == ("public.things", {"id": "2"}, "document-invalid")
+        assert [one["version"] for one in letter["payload"]["changes"]] == [letter["version"]]
+        outcome = next(receipt for receipt in chain.receipts if receipt["outcome"] == "dead")
+        assert outcome["remedy"]
+        # A message of the queue, brought by an event source mapping, fails the same way and stays one letter.
+        assert function.receive_message(json.dumps(letter), {}).dead == 1
+    finally:
+        function.close()
+
+
+@pytest.mark.parametrize("document", [{}, {"docferry": 7, "changes": []}, {"hello": "world"}])
+def test_what_is_no_event_is_refused(chain: Chain, document: dict[str, Any]) -> None:
+    function = chain.function()
+    try:
+        with pytest.raises(EventRefused):
+            function.receive(document)
+        with pytest.raises(EventRefused):
+            function.receive_message(json.dumps(document), {})
+    finally:
+        function.close()
+
+
+def test_the_schedule_drains_what_could_not_be_sent(chain: Chain) -> None:
+    chain.gateway.fail = "refuse"
+    chain.connection.execute("INSERT INTO things SELECT g, 'x', '<a/>' FROM generate_series(1, 300) AS g")
+    chain.connection.execute("DELETE FROM things WHERE id > 290")
+    function = chain.function()
+    try:
+        summary = function.drain(60)
+        assert (summary.changes, summary.oldest_seconds) == (310, 0.0)
+        assert chain.connection.execute("SELECT count(*) FROM docferry.outbox").fetchone() == (0,)
+        assert chain.item(1) is not None
+        assert chain.item(300) is None
+        assert function.drain(60).answer() == {"changes": 0}
+        chain.connection.execute("UPDATE docferry.epochs SET timeline = timeline + 7")
+        with pytest.raises(HistoryChanged):
+            function.drain(60)
+    finally:
+        function.close()
+
+
+def test_the_configuration_may_be_a_parameter(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", chain.aws.endpoint_url)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    ssm = boto3.client("ssm", **chain.options)
+    ssm.put_parameter(Name=f"/{chain.prefix}config", Value=chain.text, Type="SecureString")
+    ssm.close()
+    function = chain.function(DOCFERRY_CONFIG_TEXT="", DOCFERRY_CONFIG_PARAMETER=f"/{chain.prefix}config")
+    try:
+        chain.connection.execute("INSERT INTO things VALUES (1, 'one', NULL)")
+        (event,) = chain.sent()
+        assert function.receive(event).applied == 1
+    finally:
+        function.close()
+    with pytest.raises(ConfigError, match="has no configuration"):
+        chain.function(DOCFERRY_CONFIG_TEXT="")
+    with pytest.raises(ConfigError, match="neither the database nor a queue"):
+        chain.function(source=False, DOCFERRY_DEAD_LETTERS_QUEUE="")

@@ -1,0 +1,183 @@
+"""The application changes its tables while they are mirrored."""
+
+from __future__ import annotations
+
+import pytest
+
+from docferry.document.model import Key
+from docferry.errors import DocferryError, SourceRefused
+
+from .harness import BY_BOTH, PATIENCE, Ferry, until
+
+CAPTURES = BY_BOTH
+
+LARGE = "(SELECT string_agg(md5(g::text), '') FROM generate_series(1, 400) AS g)"
+
+
+@pytest.fixture
+def things(ferry: Ferry) -> Ferry:
+    ferry.execute("CREATE TABLE things (id int PRIMARY KEY, name text, doc text)")
+    ferry.execute(f"INSERT INTO things SELECT g, 'n' || g, {LARGE} FROM generate_series(1, 30) AS g")
+    ferry.begin("public.things")
+    return ferry
+
+
+def converges(ferry: Ferry, table: str = "public.things") -> None:
+    """Every item gets the table's columns: a backfill that the change of schema brings about sees to that."""
+
+    def same() -> bool:
+        ferry.wait()
+        try:
+            ferry.assert_same(table)
+        except AssertionError:
+            return False
+        return True
+
+    until(same, "the same rows at both ends", PATIENCE)
+
+
+@pytest.mark.parametrize("with_a_write", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE things ADD COLUMN extra int NOT NULL DEFAULT 7",
+        "ALTER TABLE things ADD COLUMN extra text",
+        "ALTER TABLE things DROP COLUMN name",
+        "ALTER TABLE things RENAME COLUMN name TO title",
+        "ALTER TABLE things ALTER COLUMN name TYPE int USING length(name)",
+        "ALTER TABLE things DROP COLUMN doc, ADD COLUMN doc int DEFAULT 5",
+    ],
+)
+def test_columns_come_go_and_change(things: Ferry, change: str, *, with_a_write: bool) -> None:
+    things.execute("UPDATE things SET id = id + 1000 WHERE id % 7 = 0")
+    if with_a_write:
+        things.transaction(change, "UPDATE things SET id = id + 2000 WHERE id % 5 = 0")
+        things.execute("DELETE FROM things WHERE id = 3", "INSERT INTO things (id) VALUES (500)")
+    else:
+        things.execute(change)
+    converges(things)
+
+
+def test_a_column_changes_in_the_midst_of_many_reads_again(things: Ferry) -> None:
+    """Statements that read rows have long been prepared by then."""
+    for number in range(12):
+        things.execute(f"UPDATE things SET name = 'a{number}' WHERE id = 1")
+        things.wait()
+    things.execute("ALTER TABLE things ADD COLUMN extra int DEFAULT 7")
+    for number in range(12):
+        things.execute(f"UPDATE things SET name = 'b{number}' WHERE id = 1")
+        things.wait()
+    things.execute("ALTER TABLE things ALTER COLUMN name TYPE varchar(20)")
+    things.execute("UPDATE things SET name = 'c' WHERE id = 1")
+    things.wait()
+    converges(things)
+
+
+def test_a_key_column_is_renamed(things: Ferry) -> None:
+    """The items' key keeps the name that it was given."""
+    things.execute("UPDATE things SET name = 'before' WHERE id = 1")
+    things.execute("ALTER TABLE things RENAME COLUMN id TO number")
+    things.execute(
+        "UPDATE things SET name = 'after' WHERE number = 2",
+        "UPDATE things SET number = 103 WHERE number = 3",
+        "DELETE FROM things WHERE number = 4",
+        "INSERT INTO things VALUES (100, 'new', 'x')",
+    )
+
+    def same() -> bool:
+        expected = {(row["number"],): {**row, "id": row["number"]} for row in things.rows("public.things")}
+        return _documents(things, "things") == expected
+
+    until(same, "the same rows at both ends")
+
+
+@pytest.mark.parametrize("statement", ["ALTER TABLE things RENAME TO items", "ALTER TABLE things SET SCHEMA elsewhere"])
+@pytest.mark.parametrize("write", ["INSERT INTO {} (id) VALUES (99)", "UPDATE {} SET name = 'x' WHERE id = 1", None])
+def test_a_renamed_table_stops_the_worker(things: Ferry, statement: str, write: str | None) -> None:
+    name = "public.items" if "items" in statement else "elsewhere.things"
+    things.execute("CREATE SCHEMA elsewhere", statement)
+    if write is not None:
+        things.execute(write.format(name))
+    error = things.failure()
+    assert isinstance(error, SourceRefused)
+    assert f"is now called {name}" in str(error)
+    assert f'table = "{name}"' in error.remedy
+
+
+def test_a_renamed_table_goes_on_under_its_new_name(things: Ferry) -> None:
+    things.execute("ALTER TABLE things RENAME TO items", "INSERT INTO items VALUES (99, 'new', 'x')")
+    assert isinstance(things.failure(), SourceRefused)
+    things.mirrors.clear()
+    things.mirror("public.items")
+    things.apply()
+    things.start()
+    things.wait()
+    things.assert_same("public.items")
+    things.execute("DELETE FROM items WHERE id = 99")
+    things.wait()
+    things.assert_same("public.items")
+
+
+def test_a_dropped_table_stops_nothing_else(things: Ferry) -> None:
+    things.execute("CREATE TABLE others (id int PRIMARY KEY)")
+    things.stop()
+    things.mirror("public.others")
+    things.apply()
+    things.start()
+    things.wait()
+    things.execute("UPDATE things SET name = 'in doubt' WHERE id = 1", "DROP TABLE things")
+    things.execute("INSERT INTO others VALUES (1)")
+    until(lambda: (1,) in _documents(things, "others"), "the other table is mirrored")
+
+
+def _documents(ferry: Ferry, collection: str) -> dict[Key, object]:
+    """Without a look at the table, which may not be what the configuration says any more."""
+    items = ferry.target.scan(ferry.target._collections[collection].collection)
+    return {item.key: item.document for item in items if item.document is not None}
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_table_that_was_dropped_and_created_again_is_not_lost_silently(things: Ferry, *, running: bool) -> None:
+    """The new one is not in the publication, although it has the name of the old one."""
+    if not running:
+        things.stop()
+    things.execute(
+        "DROP TABLE things",
+        "CREATE TABLE things (id int PRIMARY KEY, name text, doc text)",
+        "INSERT INTO things VALUES (1, 'another', 'x'), (77, 'new', 'y')",
+    )
+    error: BaseException = things.failure() if running else things.failed_start()
+    assert isinstance(error, DocferryError)
+    assert "docferry apply" in error.remedy
+    things.apply()
+    things.start()
+    things.wait()
+    things.assert_same("public.things")
+    things.execute("UPDATE things SET name = 'seen' WHERE id = 77")
+    things.wait()
+    things.assert_same("public.things")
+
+
+def test_a_publication_that_is_gone_is_noticed(things: Ferry) -> None:
+    things.only_replication()
+    things.execute(f"DROP PUBLICATION {things.slot}", "UPDATE things SET name = 'unseen' WHERE id = 1")
+    error = things.failure()
+    assert isinstance(error, DocferryError)
+    assert "docferry apply" in error.remedy
+    things.apply()
+    things.start()
+    things.wait()
+    things.assert_same("public.things")
+
+
+def test_a_publication_that_was_gone_between_two_runs_is_noticed(things: Ferry) -> None:
+    things.only_replication()
+    things.stop()
+    things.execute(f"DROP PUBLICATION {things.slot}", "UPDATE things SET name = 'unseen' WHERE id = 1")
+    error = things.failed_start()
+    assert isinstance(error, DocferryError)
+    assert "docferry apply" in error.remedy
+    things.apply()
+    things.start()
+    things.wait()
+    things.assert_same("public.things")
