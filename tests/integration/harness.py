@@ -50,7 +50,8 @@ class Ferry:
     def __init__(self, dsn: str, capture: Capture = "replication") -> None:
         self.dsn = dsn
         self.capture: Capture = capture
-        self.target = MemoryTarget(control=None if capture == "replication" else control_collection("docferry"))
+        self.control = None if capture == "replication" else control_collection("docferry")
+        self.target = MemoryTarget(control=self.control)
         self.connection = psycopg.connect(dsn, autocommit=True)
         # A slot's name belongs to the whole server.
         self.slot = f"docferry_{uuid.uuid4().hex[:10]}"

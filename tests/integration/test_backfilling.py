@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import psycopg
 import pytest
 
 from docferry.capture import ledger
 from docferry.capture.contract import BackfillState
+from docferry.capture.running import RUNNING, running
 from docferry.capture.snapshot import TableReader
 from docferry.change.model import EPOCH_STEP, make_version
 from docferry.config import RunConfig
@@ -39,12 +41,10 @@ class Watched(MemoryTarget):
 
 
 @pytest.fixture
-def ferry(database: str) -> Iterator[Ferry]:
-    helper = Ferry(database)
-    helper.target = Watched()
-    helper.run = RunConfig(backfill_page=7, backfill_workers=3)
-    yield helper
-    helper.close()
+def ferry(ferry: Ferry) -> Ferry:
+    ferry.target = Watched(control=ferry.control)
+    ferry.run = RunConfig(backfill_page=7, backfill_workers=3)
+    return ferry
 
 
 @pytest.fixture
@@ -170,6 +170,23 @@ def test_it_waits_for_transactions_that_are_open(things: Ferry, *, prepared: boo
             other.commit()
     things.wait()
     things.assert_same("public.things")
+
+
+@pytest.mark.parametrize("which", ["newest", "among others"])
+def test_every_transaction_that_wrote_before_is_running(things: Ferry, which: str) -> None:
+    """Also the newest of all, which a snapshot does not list."""
+
+    def execute(statement: str) -> list[tuple[Any, ...]]:
+        return things.query(RUNNING[statement])
+
+    with things.another() as other:
+        other.execute("UPDATE things SET name = 'open'")
+        ((number,),) = other.execute("SELECT pg_current_xact_id()::text").fetchall()
+        if which == "among others":
+            things.execute("DELETE FROM docferry.workers", "SELECT pg_current_xact_id()")
+        assert number in running(execute)
+        other.commit()
+    assert number not in running(execute)
 
 
 def _has_looked(ferry: Ferry) -> bool:

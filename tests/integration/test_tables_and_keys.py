@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from decimal import Decimal
 
 import psycopg
@@ -24,12 +23,10 @@ LARGE = "(SELECT string_agg(md5(g::text), '') FROM generate_series(1, 200) AS g)
 
 
 @pytest.fixture
-def ferry(database: str) -> Iterator[Ferry]:
-    helper = Ferry(database)
-    # Pages of three rows: a boundary is met often.
-    helper.run = RunConfig(backfill_page=3)
-    yield helper
-    helper.close()
+def ferry(ferry: Ferry) -> Ferry:
+    """Pages of three rows: a boundary is met often."""
+    ferry.run = RunConfig(backfill_page=3)
+    return ferry
 
 
 KEYS = {

@@ -22,6 +22,7 @@ from docferry.target.memory import MemoryTarget
 
 from .ledger import Ledger
 from .seams import Rows
+from .source import Source
 
 __all__ = ["BROKEN", "Broken", "broken"]
 
@@ -177,6 +178,11 @@ BROKEN: Final[dict[str, Broken]] = {
     ),
     "the backfill waits for no transaction": Broken(
         "R6", [(Ledger, "waits_for", _whatever(()))], {**_BUSY, "hidden_for": 2.0, "backfills": 5.0}
+    ),
+    "the backfill waits for those that a snapshot lists": Broken(
+        "R6",
+        [(Source, "end_a_transaction", _nothing)],
+        {**_BUSY, **_UNWATCHED, "hidden_for": 2.0, "backfills": 5.0},
     ),
 }
 

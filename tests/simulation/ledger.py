@@ -16,6 +16,7 @@ from docferry.capture.contract import (
     MirrorRecord,
     VerificationRecord,
 )
+from docferry.capture.running import running
 from docferry.change.model import NUMBER_STEP, make_version
 from docferry.deadletter.contract import DeadLetter, DeadLetterGroup, StoredDeadLetter
 from docferry.errors import AlreadyRunning, Interrupted, NotApplied, SourceUnavailable
@@ -27,6 +28,18 @@ __all__ = ["Epoch", "Ledger", "Letters", "Memory", "Verifications"]
 
 _AT: Final = datetime(2026, 1, 1, tzinfo=UTC)
 _SWEEP: Final = "sweep"
+
+
+def _running(source: Source, call: Callable[[str], None]) -> list[int]:
+    """As docferry asks for it; the server is called for each of its statements."""
+
+    def execute(statement: str) -> list[tuple[str]]:
+        call(f"running.{statement}")
+        if statement == "end_a_transaction":
+            source.end_a_transaction()
+        return [(source.snapshot(),)]
+
+    return [int(one) for one in running(execute)]
 
 
 @dataclass(frozen=True)
@@ -212,7 +225,6 @@ class Ledger:
         self._call("ledger.take_start_version")
         self._source.record()
         position = self.start_position(self._source.end)
-        self._call("ledger.snapshot")
         waiting = self.waits_for()
         while not self._source.sees(waiting):
             if self.stop.wait(0.05):
@@ -227,7 +239,7 @@ class Ledger:
 
     def waits_for(self) -> list[int]:
         """R6: the transactions that have to end first."""
-        return [one.number for one in self._source.open]
+        return _running(self._source, self._call)
 
     # locks
 
@@ -428,8 +440,8 @@ class Verifications:
         return list(self._memory.verifications)
 
     def wait_for_commits(self, seconds: float) -> bool:
-        self._call("verifications.snapshot")
-        waiting = list(self._source.open)
+        numbers = _running(self._source, self._call)
+        waiting = [one for one in self._source.open if one.number in numbers]
         until = self._scheduler.now + seconds
         while any(one in self._source.open for one in waiting) and self._scheduler.now < until:
             self._scheduler.pause(0.02)

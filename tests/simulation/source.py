@@ -119,6 +119,7 @@ class Source:
         self.slot_is_lost = False
         self.is_read = False
         self._number = 2**32 - 5  # ids wrap around soon
+        self._ended = self._number - 1
 
     # -- the log ------------------------------------------------------------------------------------------------------
 
@@ -141,12 +142,13 @@ class Source:
 
     def begin(self) -> Transaction:
         self.record()
-        transaction = Transaction(self._number)
-        self._number += 1
-        while self._number & 0xFFFFFFFF < 3:  # PostgreSQL gives these to no transaction
-            self._number += 1
+        transaction = Transaction(self._next_number())
         self.open.append(transaction)
         return transaction
+
+    def end_a_transaction(self) -> None:
+        """One that writes nothing."""
+        self._ended = max(self._ended, self._next_number())
 
     def may_touch(self, transaction: Transaction, *places: Place) -> bool:
         """False if it would have to wait for another one."""
@@ -204,12 +206,12 @@ class Source:
                 self.visible[place] = self.current[place]
             else:
                 self.visible.pop(place, None)
-        self.open.remove(transaction)
+        self._close(transaction)
 
     def roll_back(self, transaction: Transaction) -> None:
         for place, values in transaction.before.items():
             self._put(place, values)
-        self.open.remove(transaction)
+        self._close(transaction)
 
     def fail_over(self) -> None:
         """To a copy that has all that was committed."""
@@ -224,8 +226,10 @@ class Source:
     # -- readers ------------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> str:
-        running = [one.number for one in self.open]
-        return f"{min(running, default=self._number)}:{self._number}:{','.join(map(str, running))}"
+        """As PostgreSQL's: it lists nothing above the highest number that has ended."""
+        above = self._ended + 1
+        running = [one.number for one in self.open if one.number < above]
+        return f"{min(running, default=above)}:{above}:{','.join(map(str, running))}"
 
     def sees(self, transactions: Collection[int]) -> bool:
         """Whether a reader sees all of them."""
@@ -244,6 +248,17 @@ class Source:
         return later if behind else [None, *later]
 
     # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _next_number(self) -> int:
+        number = self._number
+        self._number += 1
+        while self._number & 0xFFFFFFFF < 3:  # PostgreSQL gives these to no transaction
+            self._number += 1
+        return number
+
+    def _close(self, transaction: Transaction) -> None:
+        self.open.remove(transaction)
+        self._ended = max(self._ended, transaction.number)
 
     def _identity(self, place: Place, old: Values) -> Row:
         return row_of(place.key, old) if self.full_identity else (str(place.key).encode(), UNCHANGED, UNCHANGED)

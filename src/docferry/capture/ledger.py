@@ -17,6 +17,7 @@ from psycopg.types.json import Jsonb
 
 from docferry.capture.contract import BackfillRecord, BackfillState, Columns, KeyTexts, MirrorRecord
 from docferry.capture.heartbeats import Heartbeats
+from docferry.capture.running import RUNNING, running
 from docferry.change.model import NUMBER_STEP, make_version
 from docferry.errors import AlreadyRunning, Interrupted
 from docferry.failpoints import boundary
@@ -28,7 +29,7 @@ from docferry.source.statements import load
 __all__ = ["Epoch", "PostgresLedger", "WorkerRecord"]
 
 _log = logging.getLogger(__name__)
-_SQL: Final = load("ledger.sql")
+_SQL: Final = {**load("ledger.sql"), **RUNNING}
 _WORKER_LOCK, _SWEEP_LOCK = 1, 2
 
 _Parameters: TypeAlias = tuple[Any, ...] | dict[str, Any]
@@ -215,8 +216,7 @@ class PostgresLedger:
             self._run("flush_positions")
         else:
             (position,) = self._one("start_position")
-        (snapshot,) = self._one("snapshot")
-        waiting = [xid for xid in snapshot.split(":")[2].split(",") if xid]
+        waiting = running(self._all)  # after the position: what wrote before it had its id by then
         pause, said_at = 0.005, time.monotonic()
         while waiting:
             rows = self._all("in_progress", (waiting,))

@@ -12,13 +12,14 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from docferry.capture.contract import KeyTexts, VerificationRecord
+from docferry.capture.running import RUNNING, running
 from docferry.errors import Interrupted
 from docferry.source.session import connect, translated
 from docferry.source.statements import load
 
 __all__ = ["PostgresVerifications"]
 
-_SQL: Final = load("verify.sql")
+_SQL: Final = {**load("verify.sql"), **RUNNING}
 _ORDINARY = ("idle",)
 _COMMITTED = ("standby", "hidden")
 
@@ -66,16 +67,15 @@ class PostgresVerifications:
 
     def records(self) -> list[VerificationRecord]:
         """See the contract."""
-        if not self._execute("exists", ())[0][0]:
+        if not self._execute("exists")[0][0]:
             return []
-        return [_record(row) for row in self._execute("records", ())]
+        return [_record(row) for row in self._execute("records")]
 
     # -- contract.CommitGate ------------------------------------------------------------------------------------------
 
     def wait_for_commits(self, seconds: float) -> bool:
         """See the contract."""
-        ((snapshot,),) = self._execute("snapshot", ())
-        waiting = [xid for xid in snapshot.split(":")[2].split(",") if xid]
+        waiting = running(self._execute)
         deadline = time.monotonic() + seconds
         pause = 0.002
         states: list[str] = []
@@ -98,7 +98,7 @@ class PostgresVerifications:
                 self._connection.close()
             self._connection = None
 
-    def _execute(self, name: str, parameters: Any) -> list[tuple[Any, ...]]:
+    def _execute(self, name: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
         with self._lock, translated():
             if self._connection is None or self._connection.closed:
                 self._connection = connect(self._dsn, purpose="verify")

@@ -224,8 +224,8 @@ UPDATE docferry.backfills SET state = 'done', rows_done = %s, updated_at = now()
 RETURNING id;
 
 -- name: start_position
--- A position above every earlier record and strictly below that of any later one, and who is in progress then. The
--- record's own end is where the next record may begin, so one less is below it. The snapshot is taken after it.
+-- A position above every earlier record and strictly below that of any later one. The record's own end is where the next
+-- record may begin, so one less is below it.
 SELECT pg_catalog.pg_logical_emit_message(false, 'docferry', 'backfill') - '0/0'::pg_lsn - 1;
 
 -- name: start_position_by_triggers
@@ -235,10 +235,6 @@ SELECT pg_catalog.nextval('docferry.positions');
 -- name: flush_positions
 -- A commit that writes to the log, which flushes it up to the sequence's own record.
 SELECT pg_catalog.setval('docferry.flushes', 1);
-
--- name: snapshot
--- Transactions in progress: the snapshot's list holds prepared ones too, until they are visible.
-SELECT pg_catalog.pg_current_snapshot()::text;
 
 -- name: in_progress
 -- Those of the given transactions that have not ended visibly, with who holds them.

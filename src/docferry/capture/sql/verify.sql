@@ -38,10 +38,6 @@ SELECT id, table_name, run, epoch, position, phase, done_key, counts, output, ou
   FROM docferry.verifications
  ORDER BY table_name, id DESC;
 
--- name: snapshot
--- Transactions in progress: one whose commit is in the log already stays in the list until others see it.
-SELECT pg_catalog.pg_current_snapshot()::text;
-
 -- name: in_progress
 -- Those of the given transactions of this database that have not ended visibly, and what they do: `standby`, they have
 -- committed and wait for a synchronous standby; `idle`, they wait for their client; `hidden`, the server does not tell.
