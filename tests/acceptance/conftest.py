@@ -27,8 +27,7 @@ from docferry.config import load
 from docferry.embedded.dynamodb import EmbeddedDynamoDB
 from docferry.errors import ConfigError, SourceUnavailable
 
-PATIENCE = 30.0
-"""Seconds after which a test stops waiting for what should have happened long ago."""
+from ..waiting import PATIENCE, until
 
 LAMBDA_SERVICES = ("dynamodb", "lambda", "sqs", "logs")
 LAMBDA_SETTINGS = {"LAMBDA_ACCOUNT_CONCURRENCY": "3", "LAMBDA_ASYNC_RETRY_BASE_SECONDS": "0.1"}
@@ -261,11 +260,7 @@ class Ferry:
     @staticmethod
     def eventually(condition: Callable[[], object], timeout: float = PATIENCE, *, what: str = "the condition") -> None:
         """Wait until `condition()` is true; fails the test when that takes too long."""
-        deadline = time.monotonic() + timeout
-        while not condition():
-            if time.monotonic() > deadline:
-                pytest.fail(f"{what} did not come true in {timeout:.0f} s", pytrace=False)
-            time.sleep(0.05)
+        until(condition, what, timeout, pause=0.05)
 
     def close(self) -> None:
         """Kill what still runs and drop this test's collections; the database's fixture drops slots."""

@@ -18,8 +18,9 @@ from docferry.aws.blueprint import config_for_function
 from docferry.aws.package import build
 from docferry.embedded.aws_lambda import LambdaGateway, install_standin
 
+from ..waiting import PATIENCE
 from .comparison import Mirrored, assert_same, differences
-from .conftest import PATIENCE, Ferry
+from .conftest import Ferry
 
 LOGGED = {"POWERTOOLS_LOG_LEVEL": "INFO"}
 """The function's environment, so that its log says what became of each change."""

@@ -41,7 +41,6 @@ _SERVICES = (
 )
 # The emulator has no EC2 instances for CloudFormation, and no wheels have to be fetched to run in this environment.
 _HERE = ("--without-dependencies", "-p", "Host=false")
-_PATIENCE = 120.0
 _BUCKET = "docferry-000000000000-us-east-2"
 _OUTPUTS = {
     "AuroraPrivateEndpointAddress",
@@ -90,7 +89,7 @@ def _client(shop: Ferry, service: str) -> Any:
 
 
 def _deploy(shop: Ferry, *arguments: str) -> Any:
-    done = shop.run("aws", "deploy", *_HERE, *arguments, "--json", timeout=_PATIENCE)
+    done = shop.run("aws", "deploy", *_HERE, *arguments, "--json")
     return {**json.loads(done.stdout), "log": done.stderr}
 
 
@@ -131,7 +130,7 @@ def test_a_stack_from_its_creation_to_its_end(shop: Ferry) -> None:
 
     again = _deploy(shop)
     assert (again["action"], again["steps"], again["applied"]) == ("unchanged", [], [])
-    assert "Nothing to do" in shop.run("aws", "deploy", *_HERE, timeout=_PATIENCE).stdout
+    assert "Nothing to do" in shop.run("aws", "deploy", *_HERE).stdout
 
     _write(shop, "orders", "order_lines")
     wider = _deploy(shop)
@@ -151,7 +150,7 @@ def test_a_stack_from_its_creation_to_its_end(shop: Ferry) -> None:
     assert refused.returncode == 2
     assert "DynamoDB table" in refused.stderr
     assert _status(shop) == "UPDATE_COMPLETE"
-    gone = json.loads(shop.run("aws", "destroy", "--yes", "--json", timeout=_PATIENCE).stdout)
+    gone = json.loads(shop.run("aws", "destroy", "--yes", "--json").stdout)
     assert "deleted stack docferry" in gone["steps"]
     assert _status(shop) is None
     assert shop.collections() == []
@@ -211,16 +210,16 @@ def test_destroying_takes_the_protection_off(shop: Ferry, monkeypatch: pytest.Mo
 def test_a_failure_names_the_resource_and_leaves_a_way_on(shop: Ferry) -> None:
     ssm = _client(shop, "ssm")
     ssm.put_parameter(Name="docferry.docferry.toml", Value="somebody else's", Type="String")
-    failed = shop.run("aws", "deploy", *_HERE, check=False, timeout=_PATIENCE)
+    failed = shop.run("aws", "deploy", *_HERE, check=False)
     assert failed.returncode == 1
     assert "ConfigParameter (AWS::SSM::Parameter)" in failed.stderr.partition("error: ")[2]
     assert "docferry aws destroy" in failed.stderr
     ssm.delete_parameter(Name="docferry.docferry.toml")
 
-    again = shop.run("aws", "deploy", *_HERE, check=False, timeout=_PATIENCE)
+    again = shop.run("aws", "deploy", *_HERE, check=False)
     assert again.returncode == 1
     assert "left over from a failure (ROLLBACK_COMPLETE)" in again.stderr
-    shop.run("aws", "destroy", "--yes", timeout=_PATIENCE)
+    shop.run("aws", "destroy", "--yes")
     assert _deploy(shop)["action"] == "created"
 
 
@@ -231,16 +230,16 @@ def test_ctrl_c_stops_the_waiting_and_not_the_stack(shop: Ferry) -> None:
     assert process is not None
     given = [argument for key in keys for argument in ("--key", key)]
     deploy = shop.start("aws", "deploy", *_HERE, "--no-apply", *given)
-    deploy.wait_for("CREATE_IN_PROGRESS", _PATIENCE)
+    deploy.wait_for("CREATE_IN_PROGRESS")
     # The emulator would be done before anybody could press a key.
     os.kill(process.pid, signal.SIGSTOP)
     try:
         deploy.process.send_signal(signal.SIGINT)
-        assert deploy.wait(_PATIENCE) == 130
+        assert deploy.wait() == 130
     finally:
         os.kill(process.pid, signal.SIGCONT)
     assert "aws cloudformation describe-stack-events --stack-name docferry --region us-east-2" in deploy.text
-    shop.eventually(lambda: _status(shop) == "CREATE_COMPLETE", _PATIENCE, what="the stack")
+    shop.eventually(lambda: _status(shop) == "CREATE_COMPLETE", what="the stack")
 
 
 def test_a_cluster_that_cannot_be_reached_leaves_apply_to_its_host(shop: Ferry) -> None:
@@ -289,5 +288,5 @@ def test_a_bucket_of_ones_own_is_kept_and_remembered(shop: Ferry) -> None:
     assert [bucket["Name"] for bucket in s3.list_buckets()["Buckets"]] == ["our-artifacts"]
     asked = shop.run("aws", "destroy", check=False).stderr
     assert "s3://our-artifacts/docferry" in asked
-    shop.run("aws", "destroy", "--yes", timeout=_PATIENCE)
+    shop.run("aws", "destroy", "--yes")
     assert [one["Key"] for one in s3.list_objects_v2(Bucket="our-artifacts")["Contents"]] == ["other"]

@@ -13,8 +13,7 @@ import site
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,10 +26,11 @@ from docferry.cli import demo, demo_check
 from docferry.cli.demo_check import expected_item
 from docferry.cli.demo_orders import ORDERS, STATEMENTS
 
+from ..waiting import PATIENCE, until
+
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for leftovers in /proc")
 
 _MODES = ("replication", "outbox", "lambda")
-_SECONDS = 120.0
 _IMPORTABLE = [str(Path(docferry.__file__).parents[1]), *site.getsitepackages()]
 
 
@@ -135,21 +135,12 @@ def place_of_nobody() -> Iterator[Place]:
 
 def _finished(running: subprocess.Popen[str]) -> tuple[int, str, str]:
     try:
-        out, err = running.communicate(timeout=_SECONDS)
+        out, err = running.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         running.kill()
         out, err = running.communicate()
         pytest.fail(f"the demo did not end:\n{out}\n{err}")
     return running.returncode, out, err
-
-
-def _eventually(condition: Callable[[], bool], seconds: float = 15.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return condition()
 
 
 @pytest.mark.parametrize("mode", _MODES)
@@ -193,7 +184,7 @@ def test_mirrors_on_until_sigterm_and_leaves_nothing(place: Place, mode: str) ->
     assert Path(answer["config"]).exists()
     with psycopg.connect(answer["source"]["dsn"], autocommit=True) as connection:
         connection.execute("UPDATE orders SET order_status = 'tried' WHERE id = 9")
-    assert _eventually(lambda: "tried" in _aws_scan(answer["target"]["endpoint_url"]))
+    until(lambda: "tried" in _aws_scan(answer["target"]["endpoint_url"]), "the row is there")
     psql = subprocess.run(
         [*answer["source"]["command"].split(), "-XAtc", "SELECT count(*) FROM orders"],
         env={"PATH": os.environ["PATH"]},
@@ -243,7 +234,7 @@ def test_a_signal_in_the_middle_leaves_nothing(place: Place, number: signal.Sign
     running = place.popen("--capture", mode, PYTHONUNBUFFERED="1")
     assert running.stdout is not None
     if after == "start":
-        assert _eventually(lambda: len(place.processes()) > 1)
+        until(lambda: len(place.processes()) > 1, "servers run")
     else:
         assert any(after in line for line in running.stdout)
     running.send_signal(number)

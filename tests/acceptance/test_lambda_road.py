@@ -37,7 +37,6 @@ _STACK_SERVICES = (
     "ssm",
     "sts",
 )
-_PATIENCE = 120.0
 _BOUND = 0.3
 """[source.lambda] timeout: seconds that docferry may add to a transaction."""
 _GRACE = 0.2
@@ -90,9 +89,7 @@ def deployed(database: str, tmp_path: Path) -> Iterator[Road]:
             )
             parameters = {"ExistingSecretArn": secret["ARN"], "MaximumRetryAttempts": "1", "ReservedConcurrency": ""}
             given = [word for name, value in parameters.items() for word in ("-p", f"{name}={value}")]
-            done = ferry.run(
-                "aws", "deploy", "--without-dependencies", "-p", "Host=false", *given, "--json", timeout=_PATIENCE
-            )
+            done = ferry.run("aws", "deploy", "--without-dependencies", "-p", "Host=false", *given, "--json")
             road.queue = json.loads(done.stdout)["outputs"]["DeadLetterQueueUrl"]
             # The test drains when it wants to.
             for rule in road.client("events").list_rules()["Rules"]:
@@ -121,20 +118,19 @@ def test_a_deployed_stack_loses_nothing_to_a_broken_function_nor_to_a_missing_ta
             "DELETE FROM orders WHERE id = 1003",
             "UPDATE orders SET id = 1100 WHERE id = 1004",
         )
-        ferry.eventually(lambda: road.dead() == 3, _PATIENCE, what="dead letters of a broken function")
+        ferry.eventually(lambda: road.dead() == 3, what="dead letters of a broken function")
     with road.exhausted():
         ferry.execute("INSERT INTO orders (id, status) VALUES (1011, 'new'), (1012, 'new')")
-        ferry.eventually(lambda: road.dead() == 4, _PATIENCE, what="dead letters for want of concurrency")
+        ferry.eventually(lambda: road.dead() == 4, what="dead letters for want of concurrency")
     ferry.client().update_table(TableName=(name := f"{ferry.prefix}notes"), DeletionProtectionEnabled=False)
     ferry.client().delete_table(TableName=name)
     ferry.execute("INSERT INTO notes VALUES (6, 'unheard')", "DELETE FROM notes WHERE id = 1")
-    ferry.eventually(lambda: road.dead() == 6, _PATIENCE, what="dead letters for want of a table")
+    ferry.eventually(lambda: road.dead() == 6, what="dead letters for want of a table")
     assert "requested a backfill of public.notes" in ferry.run("apply").stdout
     # One of them is overtaken.
     ferry.execute("UPDATE orders SET status = 'shipped' WHERE id = 1001")
     ferry.eventually(
         lambda: any(item["id"] == 1001 and item["status"] == "shipped" for item in ferry.items("orders")),
-        _PATIENCE,
         what="the newer change",
     )
 
@@ -149,7 +145,7 @@ def test_a_deployed_stack_loses_nothing_to_a_broken_function_nor_to_a_missing_ta
     assert "public.orders: retries-exhausted: 2, " in shown
     assert "superseded: 1 of them" in shown
 
-    ferry.run("deadletters", "replay", "--yes", timeout=_PATIENCE)
+    ferry.run("deadletters", "replay", "--yes")
 
     assert road.dead() == 0
     assert "There are no dead letters." in ferry.run("deadletters", "list").stdout

@@ -23,6 +23,8 @@ from docferry.target.dynamodb import DynamoDBTarget
 from docferry.target.floors_shared import control_collection
 from docferry.target.memory import MemoryStore, MemoryTarget
 
+from ..waiting import PATIENCE
+
 LOCAL = "DOCFERRY_TEST_DYNAMODB_LOCAL"
 
 MakeTarget = Callable[[], Target]
@@ -71,7 +73,7 @@ def dynamodb_local_options() -> Iterator[dict[str, str]]:
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:

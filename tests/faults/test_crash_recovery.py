@@ -12,7 +12,7 @@ from docferry.embedded.dynamodb import EmbeddedDynamoDB
 from docferry.embedded.postgres import EmbeddedPostgres
 
 from ..acceptance.comparison import Mirrored, assert_same
-from ..acceptance.conftest import PATIENCE, Ferry
+from ..acceptance.conftest import Ferry
 from ..acceptance.workload import SCHEMA, Workload
 
 CRASHES = 2
@@ -41,7 +41,7 @@ def test_crashes_that_take_commits_back(ministack: EmbeddedDynamoDB, tmp_path: P
         print(f"commits taken back: {lost}")  # noqa: T201 - shown by pytest when the test fails
         assert lost > 0, "the crashes took nothing back, so this shows nothing"
 
-        ferry.run("wait", timeout=2 * PATIENCE)
+        ferry.run("wait")
         assert_same(
             ferry.dsn,
             ferry.client(),

@@ -19,8 +19,9 @@ from docferry.errors import SourceUnavailable
 from docferry.source.session import connect
 
 from ..acceptance.comparison import Mirrored, assert_same
-from ..acceptance.conftest import PATIENCE, Ferry
+from ..acceptance.conftest import Ferry
 from ..acceptance.workload import SCHEMA, Workload
+from ..waiting import PATIENCE
 
 ROWS = "INSERT INTO orders (id, status, order_data) SELECT n, 'old', '<o><n/></o>' FROM generate_series(1, 500) n"
 
@@ -61,7 +62,7 @@ def test_a_failover_under_load(ferry: Ferry, primary: EmbeddedPostgres, standby:
     wait_for_standby(primary)
     assert ferry.json("status")["attention"] == []
 
-    with Workload(ferry.dsn, seconds=4 * PATIENCE, pause=0.03, outages=True) as load:
+    with Workload(ferry.dsn, seconds=PATIENCE, pause=0.03, outages=True) as load:
         time.sleep(3)
         primary.kill()
         standby.promote()
@@ -84,7 +85,7 @@ def test_a_failover_under_load(ferry: Ferry, primary: EmbeddedPostgres, standby:
         assert "replication slot" not in done, "the slot has followed"
         worker = ferry.start_worker()
         load.finish(2)
-    ferry.run("wait", timeout=2 * PATIENCE)
+    ferry.run("wait")
     assert_same(ferry.dsn, ferry.client(), Mirrored("orders", f"{ferry.prefix}orders"))
     assert ferry.json("status")["epoch"] == 2
     assert ferry.json("apply")["steps"] == [], "once is enough"
@@ -119,7 +120,7 @@ def test_a_standby_that_was_behind(ferry: Ferry, primary: EmbeddedPostgres, stan
 
     ferry.run("apply")
     worker = ferry.start_worker()
-    ferry.run("wait", timeout=2 * PATIENCE)
+    ferry.run("wait")
     assert_same(ferry.dsn, ferry.client(), Mirrored("orders", f"{ferry.prefix}orders"))
     assert ferry.query("SELECT count(*) FROM orders") == [(500,)]
     assert worker.stop() == 0, worker.text

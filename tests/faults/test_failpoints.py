@@ -19,10 +19,10 @@ from docferry.failpoints import PLACES
 from docferry.retry import Retry
 
 from ..acceptance.conftest import Ferry, WorkerProcess
+from ..waiting import PATIENCE
 from .journal import MIRRORS, Journal
 
 KILLED = -signal.SIGKILL
-PATIENCE = 90.0
 _PAUSE = 0.01
 """Seconds between two transactions of the journal."""
 

@@ -20,10 +20,10 @@ from docferry.embedded.postgres import EmbeddedPostgres
 from docferry.errors import HistoryChanged
 
 from ..acceptance.comparison import Mirrored, assert_same
-from ..acceptance.conftest import PATIENCE, Ferry
+from ..acceptance.conftest import Ferry
 from ..acceptance.workload import SCHEMA, Workload
 from ..integration.harness import Ferry as InProcess
-from ..integration.harness import until
+from ..waiting import PATIENCE, until
 
 ENDANGERED = "SELECT safe_wal_size < 16 * 1024 * 1024 FROM pg_replication_slots"
 
@@ -41,7 +41,7 @@ def test_the_slot_loses_its_log(ministack: EmbeddedDynamoDB, tmp_path: Path) -> 
         assert worker.stop() == 0, worker.text
 
         warned: list[str] = []
-        with Workload(ferry.dsn, seconds=4 * PATIENCE, pause=0.03) as load:
+        with Workload(ferry.dsn, seconds=PATIENCE, pause=0.03) as load:
             for _ in range(12):
                 if slot_is(ferry, "lost"):
                     break
@@ -65,7 +65,7 @@ def test_the_slot_loses_its_log(ministack: EmbeddedDynamoDB, tmp_path: Path) -> 
             assert "created replication slot" in healed.stdout
             worker = ferry.start_worker()
             load.finish(2)
-        ferry.run("wait", timeout=2 * PATIENCE)
+        ferry.run("wait")
         assert_same(ferry.dsn, ferry.client(), Mirrored("orders", f"{ferry.prefix}orders"))
         assert ferry.json("status")["attention"] == []
         assert worker.stop() == 0, worker.text

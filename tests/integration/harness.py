@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,7 @@ from docferry.target.floors_shared import control_collection
 from docferry.target.memory import MemoryTarget
 from docferry.worker_app import WorkerApp
 
-PATIENCE = 30.0
-"""Seconds after which a test stops waiting for what should have happened long ago."""
-
+from ..waiting import PATIENCE
 
 BY_BOTH: tuple[Capture, ...] = ("replication", "outbox")
 """What a mirror does is the same, however its changes are captured."""
@@ -229,11 +226,3 @@ class Ferry:
     def close(self) -> None:
         self.kill()
         self.connection.close()
-
-
-def until(condition: Callable[[], object], what: str, timeout: float = PATIENCE) -> None:
-    """Poll until `condition` holds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"still not: {what}"
-        time.sleep(0.02)

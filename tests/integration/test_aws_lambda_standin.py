@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import boto3
@@ -23,6 +23,8 @@ from botocore.credentials import Credentials
 
 from docferry.embedded.aws_lambda import Fault, LambdaGateway, install_standin
 from docferry.embedded.dynamodb import EmbeddedDynamoDB
+
+from ..waiting import PATIENCE, until
 
 FUNCTION = """
 import boto3
@@ -34,7 +36,6 @@ def handler(event, context):
         boto3.client("dynamodb").put_item(TableName="seen", Item={"id": {"S": event["id"]}})
     return {"echo": event, "function": context.function_name}
 """
-PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +96,6 @@ def seen(server: EmbeddedDynamoDB, name: str) -> bool:
     return "Item" in client(server, "dynamodb").get_item(TableName="seen", Key={"id": {"S": name}})
 
 
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def detail(error: pytest.ExceptionInfo[psycopg.Error]) -> str:
     assert error.value.diag.message_primary in ("invoke API failed", "lambda invocation failed")
     return error.value.diag.message_detail or ""
@@ -149,7 +143,7 @@ def test_an_event_runs_the_function_later_and_says_202(session: psycopg.Connecti
         """SELECT * FROM aws_lambda.invoke('ferry', '{"id": "event"}'::json, NULL, 'Event')"""
     ).fetchone()
     assert row == (202, None, "$LATEST", None)
-    eventually(lambda: seen(aws, "event"))
+    until(lambda: seen(aws, "event"), "the event")
 
 
 def test_a_dry_run_does_nothing_and_says_204(session: psycopg.Connection, aws: EmbeddedDynamoDB) -> None:
@@ -184,7 +178,7 @@ def test_a_rollback_does_not_take_the_call_back(
     with psycopg.connect(database) as connection:
         connection.execute("""SELECT aws_lambda.invoke('ferry', '{"id": "rolled back"}'::json, NULL, 'Event')""")
         connection.rollback()
-    eventually(lambda: seen(aws, "rolled back"))
+    until(lambda: seen(aws, "rolled back"), "the event")
 
 
 def test_it_can_be_called_when_a_transaction_commits(session: psycopg.Connection, aws: EmbeddedDynamoDB) -> None:
@@ -201,7 +195,7 @@ def test_it_can_be_called_when_a_transaction_commits(session: psycopg.Connection
         """
     )
     session.execute("INSERT INTO orders VALUES ('committed')")
-    eventually(lambda: seen(aws, "committed"))
+    until(lambda: seen(aws, "committed"), "the event")
 
 
 # --- failures -----------------------------------------------------------------------------------------------------
@@ -256,7 +250,7 @@ def test_a_fault_is_an_error_that_leaves_the_session_usable(
     session.execute("""SELECT aws_lambda.invoke('ferry', '{"n": 1}'::json)""")
     assert (gateway.calls, gateway.failures) == (2, 0 if fault == "stuck" else 1)
     if fault == "lost":
-        eventually(lambda: seen(aws, fault))
+        until(lambda: seen(aws, fault), "the event")
     else:
         assert not seen(aws, fault)
 
@@ -389,7 +383,7 @@ def test_a_broken_connection_to_the_gateway_is_made_anew(session: psycopg.Connec
         assert session.execute(call.encode()).fetchone() == (204,)
         assert gateway.sessions == 1
         gateway.cut()
-        eventually(lambda: gateway.sessions == 0)
+        until(lambda: gateway.sessions == 0, "all sessions have ended")
 
 
 def test_a_kept_connection_to_the_endpoint_that_was_closed_is_made_anew(database: str) -> None:

@@ -25,7 +25,8 @@ from docferry.retry import Retry
 from docferry.target.contract import Result
 from docferry.target.memory import MemoryTarget
 
-from .harness import BY_BOTH, PATIENCE, Ferry, MemoryApp, until
+from ..waiting import PATIENCE, until
+from .harness import BY_BOTH, Ferry, MemoryApp
 
 CAPTURES = BY_BOTH
 

@@ -30,12 +30,13 @@ from docferry.retry import Retry
 from docferry.target.dynamodb import DynamoDBTarget
 from docferry.target.memory import MemoryTarget
 
+from ..waiting import PATIENCE
+
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
 
 TYPES = {20: PgType(20, "int8"), 25: PgType(25, "text")}
 RELATION = {"oid": 7, "columns": ["id", "doc"], "types": [20, 25], "key": ["id"]}
-PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module")

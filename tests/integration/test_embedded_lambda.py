@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,9 @@ import pytest
 
 from docferry.embedded.dynamodb import EmbeddedDynamoDB
 
+from ..waiting import until
+
 SERVICES = ("dynamodb", "lambda", "iam", "sts", "logs")
-PATIENCE = 60.0
 
 FUNCTION = """
 import os, pathlib, time
@@ -28,13 +27,6 @@ def handler(event, context):
     time.sleep(event.get("seconds", 0))
     return [os.environ["AWS_ENDPOINT_URL"], os.environ.get("MINE"), docferry.__file__]
 """
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def function(server: EmbeddedDynamoDB) -> Any:
@@ -73,7 +65,7 @@ def test_events_wait_for_a_free_execution(tmp_path: Path) -> None:
         client.put_function_event_invoke_config(FunctionName="ferry", MaximumRetryAttempts=0)
         for number in range(8):
             send(client, file=str(tmp_path / str(number)), seconds=0.2)
-        eventually(lambda: len(list(tmp_path.iterdir())) == 8)
+        until(lambda: len(list(tmp_path.iterdir())) == 8, "all eight have run")
         processes = {file.read_text() for file in tmp_path.iterdir()}
     assert len(processes) <= 2
 
@@ -83,9 +75,9 @@ def test_a_function_ends_with_the_server_in_the_middle_of_its_work(tmp_path: Pat
     mark = tmp_path / "mark"
     with EmbeddedDynamoDB(services=SERVICES) as server:
         send(function(server), file=str(mark), seconds=600)
-        eventually(lambda: mark.exists() and mark.read_text() != "")
+        until(lambda: mark.exists() and mark.read_text() != "", "it runs")
         getattr(server, way)()
-        eventually(lambda: ended(int(mark.read_text())))
+        until(lambda: ended(int(mark.read_text())), "it has ended")
 
 
 def ended(pid: int) -> bool:

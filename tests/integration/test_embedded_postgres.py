@@ -8,8 +8,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -19,6 +17,8 @@ from docferry.embedded import postgres as module
 from docferry.embedded.postgres import EmbeddedPostgres
 from docferry.embedded.postgres_binaries import embedded_bin, server_identity
 from docferry.errors import DocferryError
+
+from ..waiting import until
 
 
 def one(dsn: str, statement: str) -> object:
@@ -43,13 +43,6 @@ def processes_about(text: str) -> list[str]:
         if text in command and str(os.getpid()) != entry.parent.name:
             found.append(command)
     return found
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 15) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return condition()
 
 
 def test_has_xml_and_logical_wal(postgres: EmbeddedPostgres, database: str) -> None:
@@ -115,7 +108,7 @@ def test_a_kill_ends_a_busy_session_too(postgres_server: EmbeddedPostgres) -> No
         busy = threading.Thread(target=work, daemon=True)
         busy.start()
         try:
-            assert eventually(lambda: one(postgres_server.dsn(), f"{IS_BUSY} AND pid = {pid}") == 1)
+            until(lambda: one(postgres_server.dsn(), f"{IS_BUSY} AND pid = {pid}") == 1, "the statement runs")
         finally:
             postgres_server.kill()
         busy.join(30)
@@ -191,8 +184,8 @@ def test_goes_when_its_parent_is_killed() -> None:
         assert directory
         parent.send_signal(signal.SIGKILL)
         parent.wait()
-    assert eventually(lambda: not Path(directory).exists())
-    assert eventually(lambda: processes_about(directory) == [])
+    until(lambda: not Path(directory).exists(), "the directory is gone")
+    until(lambda: processes_about(directory) == [], "the processes are gone")
 
 
 AS_NOBODY = """

@@ -15,7 +15,8 @@ from docferry.errors import DocferryError
 from docferry.target.contract import Result
 from docferry.target.memory import MemoryTarget
 
-from .harness import Ferry, until
+from ..waiting import until
+from .harness import Ferry
 
 
 def converges(ferry: Ferry, *tables: str, key: Sequence[str] = ("id",)) -> None:

@@ -23,7 +23,8 @@ from docferry.errors import AlreadyRunning, DocferryError, HistoryChanged, Sourc
 from docferry.target.contract import Outcome, Result
 from docferry.target.memory import MemoryTarget
 
-from .harness import PATIENCE, Ferry, until
+from ..waiting import PATIENCE, until
+from .harness import Ferry
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from docferry.capture.trigger_functions import CHANGES, KEY_CHANGE, TRUNCATE
 from docferry.change.model import Op
 from docferry.embedded.aws_lambda import LambdaGateway, install_standin
 
-from .harness import until
+from ..waiting import until
 from .road import LIMIT, Listener, Road, key_of
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from .harness import BY_BOTH, Ferry, until
+from ..waiting import until
+from .harness import BY_BOTH, Ferry
 
 CAPTURES = BY_BOTH
 

@@ -24,7 +24,8 @@ from docferry.retry import Retry
 from docferry.source.session import connect
 from docferry.target.contract import Outcome
 
-from .harness import Ferry, until
+from ..waiting import until
+from .harness import Ferry
 from .test_values_oracle import CASES, DDL
 
 SMALL_LIMIT = 20_000

@@ -15,7 +15,7 @@ from docferry.capture.setup import ReplicationSetup
 from docferry.change.model import Op, lsn, split_version
 from docferry.errors import HistoryChanged, SourceRefused, SourceUnavailable
 
-from .harness import until
+from ..waiting import until
 
 
 class Source:

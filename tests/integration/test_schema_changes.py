@@ -7,7 +7,8 @@ import pytest
 from docferry.document.model import Key
 from docferry.errors import DocferryError, SourceRefused
 
-from .harness import BY_BOTH, PATIENCE, Ferry, until
+from ..waiting import PATIENCE, until
+from .harness import BY_BOTH, Ferry
 
 CAPTURES = BY_BOTH
 

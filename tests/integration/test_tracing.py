@@ -19,7 +19,8 @@ from docferry.operate.verdict import VerdictKind
 from docferry.target.contract import Item, Result
 from docferry.target.memory import MemoryTarget
 
-from .harness import BY_BOTH, PATIENCE, Ferry, until
+from ..waiting import PATIENCE, until
+from .harness import BY_BOTH, Ferry
 
 CAPTURES = BY_BOTH
 

@@ -23,7 +23,8 @@ from docferry.operate.verification import Checked, Verification
 from docferry.operate.verify import VerifyProgress
 from docferry.target.contract import Item
 
-from .harness import BY_BOTH, PATIENCE, Ferry, until
+from ..waiting import PATIENCE, until
+from .harness import BY_BOTH, Ferry
 
 CAPTURES = BY_BOTH
 

@@ -20,7 +20,8 @@ from docferry.metrics import Metrics
 from docferry.pipeline import Pipeline, PipelineLimits
 from docferry.retry import Retry
 
-PATIENCE = 10.0
+from ..waiting import PATIENCE, until
+
 T = Relation(7, "public", "t", ())
 ITEMS = Collection("t", (KeyAttribute("id", KeyKind.TEXT),))
 
@@ -175,13 +176,6 @@ def start(applier: GatedApplier) -> Iterator[Start]:
             if not gate.done():
                 gate.set_result([])
         running.join()
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"still not: {what}"
-        time.sleep(0.001)
 
 
 def never(condition: Callable[[], object], what: str, seconds: float = 0.1) -> None:
