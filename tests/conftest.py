@@ -14,9 +14,14 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 from psycopg import sql
 
 from docferry.embedded.postgres import EmbeddedPostgres
+
+# A busy machine is no failure.
+settings.register_profile("docferry", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("docferry")
 
 
 def pytest_configure() -> None:

@@ -29,6 +29,9 @@ from docferry.errors import ConfigError, SourceUnavailable
 
 from ..waiting import PATIENCE, until
 
+IMMEDIATE = "received immediate shutdown request"
+"""In the server's log, when a fast stop took too long."""
+
 LAMBDA_SERVICES = ("dynamodb", "lambda", "sqs", "logs")
 LAMBDA_SETTINGS = {"LAMBDA_ACCOUNT_CONCURRENCY": "3", "LAMBDA_ASYNC_RETRY_BASE_SECONDS": "0.1"}
 """Of the emulator: so many processes of functions at once, and seconds before an event is tried again."""
@@ -82,6 +85,7 @@ class Ferry:
             "AWS_ACCESS_KEY_ID": options["aws_access_key_id"],
             "AWS_SECRET_ACCESS_KEY": options["aws_secret_access_key"],
             "AWS_EC2_METADATA_DISABLED": "true",
+            "DOCFERRY_WAIT_TIMEOUT": f"{PATIENCE:.0f}",
             "PYTHONWARNINGS": "error",
             "COLUMNS": "200",
         }
@@ -129,7 +133,7 @@ class Ferry:
         *arguments: str,
         check: bool = True,
         input: str | None = None,  # noqa: A002 - subprocess calls it so
-        timeout: float = PATIENCE,
+        timeout: float = 1.5 * PATIENCE,
         **environment: str,
     ) -> subprocess.CompletedProcess[str]:
         """Run `docferry ARGUMENTS` to its end. With `check`, anything but exit code 0 fails the test."""

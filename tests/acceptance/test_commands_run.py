@@ -12,6 +12,7 @@ import pytest
 
 from docferry.embedded.dynamodb import EmbeddedDynamoDB
 
+from ..waiting import PATIENCE
 from .conftest import Ferry
 
 TABLE = "CREATE TABLE orders (id int PRIMARY KEY, body text)"
@@ -31,7 +32,7 @@ class TestRun:
         worker = ferry.start_worker("--json")
         ferry.run("wait")
         ferry.execute("UPDATE orders SET body = 'changed' WHERE id = 3", "DELETE FROM orders WHERE id = 4")
-        assert ferry.json("wait", "--timeout", "20")["seconds"] < 20
+        assert ferry.json("wait")["seconds"] < PATIENCE
         items = {item["id"]: item["body"] for item in ferry.items("orders")}
         assert len(items) == 19
         assert items[3] == "changed"
@@ -83,7 +84,7 @@ class TestRun:
             # It waits for what is in flight, for as long as [run] stop_grace says.
             with pytest.raises(subprocess.TimeoutExpired):
                 worker.process.wait(1)
-            assert worker.stop(signal.SIGTERM, timeout=10) == 130
+            assert worker.stop(signal.SIGTERM) == 130
             assert "what was in flight will be read again" in worker.text
             assert "Traceback" not in worker.text
 
@@ -226,7 +227,7 @@ class TestBackfill:
         assert len(ferry.items("orders")) == 20
 
     def test_it_goes_on_after_ctrl_c_and_after_a_kill(self, ferry: Ferry) -> None:
-        some_rows(ferry, 30_000)
+        some_rows(ferry, 10_000)
         ferry.run("apply")
 
         def rows_done() -> int:
@@ -249,10 +250,10 @@ class TestBackfill:
         # From there in larger steps, to be done soon.
         ferry.write_config("public.orders")
         done = ferry.run("backfill", "orders")
-        assert "done: 30,000 rows" in done.stdout
+        assert "done: 10,000 rows" in done.stdout
         [(rows,)] = ferry.query("SELECT rows_done FROM docferry.backfills WHERE state = 'done'")
-        assert rows == 30_000
-        resumed = re.search(r"about 30000 rows, (\d+) done", done.stderr)
+        assert rows == 10_000
+        resumed = re.search(r"about 10000 rows, (\d+) done", done.stderr)
         # The killed process's last statement may have been on its way.
         assert resumed is not None
         assert int(resumed[1]) >= second

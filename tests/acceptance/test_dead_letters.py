@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import random
 from typing import Any
 
@@ -36,13 +37,15 @@ def insert_all(ferry: Ferry) -> None:
     """Five hundred good rows with two bad ones among them, in transactions of ten."""
     order = [*range(1, GOOD + 1)]
     order[200:200] = [DEEP, LARGE]
-    for start in range(0, len(order), 10):
-        ferry.execute(
+    ferry.execute(
+        *(
             ";".join(
                 f"INSERT INTO orders (id, status, order_data) VALUES ({number}, 'new', '{xml_of(number)}')"
                 for number in order[start : start + 10]
             )
+            for start in range(0, len(order), 10)
         )
+    )
 
 
 def xml_of(number: int) -> str:
@@ -51,13 +54,13 @@ def xml_of(number: int) -> str:
 
 def letters(ferry: Ferry) -> dict[str, dict[str, Any]]:
     """The dead letters by id of their row."""
-    found = ferry.json("deadletters", "list", "--all")["dead_letters"]
+    found = json.loads(ferry.call("deadletters", "list", "--all", "--json").stdout)["dead_letters"]
     return {letter["key"]["id"]: letter for letter in found}
 
 
 def check(ferry: Ferry, *unstored: int) -> None:
     """Everything has arrived but these rows."""
-    ferry.run("wait", "--timeout", "40", timeout=50)
+    ferry.run("wait")
     mirror = Mirrored("orders", f"{ferry.prefix}orders", unstored=lambda row: row["id"] in unstored)
     assert_same(ferry.dsn, ferry.client(), mirror)
 

@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from docferry.embedded.dynamodb import EmbeddedDynamoDB
 from docferry.embedded.postgres import EmbeddedPostgres
 
+from ..waiting import PATIENCE
 from .conftest import Ferry, WorkerProcess
 
 TABLE = "CREATE TABLE orders (id int PRIMARY KEY, body xml, note text)"
@@ -189,7 +190,7 @@ def test_without_listening_nothing_of_it_is_imported(ferry: Ferry) -> None:
         env=ferry.environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=True,
     )
     assert "imported: []" in done.stderr
@@ -244,7 +245,7 @@ def test_traces(ferry: Ferry) -> None:
     ferry.execute("UPDATE orders SET note = 'secret' WHERE id <= 5", "UPDATE orders SET id = 100 WHERE id = 20")
     collector = Collector()
     try:
-        ferry.run("run", "--once", OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint, timeout=60)
+        ferry.run("run", "--once", OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint)
     finally:
         collector.close()
     assert collector.services == {"docferry"}

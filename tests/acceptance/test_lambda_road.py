@@ -51,7 +51,7 @@ def made_by_hand(ferry: Ferry, *, attempts: int = 2, **settings: Any) -> Iterato
     """Tables orders and notes, both mirrored by the road; the collections are populated."""
     ferry.execute(SCHEMA.format(table="orders"), NOTES)
     with Road(ferry) as road:
-        function = {"function": road.name, "region": ferry.dynamodb.region, **settings}
+        function = {"function": road.name, "region": ferry.dynamodb.region, "timeout": "20s", **settings}
         ferry.write_config("public.orders", "public.notes", source={"capture": "lambda", "lambda": function})
         ferry.run("apply")
         road.create(attempts=attempts)
@@ -78,7 +78,8 @@ def deployed(database: str, tmp_path: Path) -> Iterator[Road]:
         ferry = Ferry(database, cloud, folder)
         ferry.execute(SCHEMA.format(table="orders"), NOTES)
         with Road(ferry, "docferry") as road:
-            source = {"capture": "lambda", "lambda": {"function": "docferry", "region": cloud.region}}
+            function = {"function": "docferry", "region": cloud.region, "timeout": "20s"}
+            source = {"capture": "lambda", "lambda": function}
             ferry.write_config("public.orders", "public.notes", source=source)
             where = conninfo_to_dict(database)
             secret = road.client("secretsmanager").create_secret(
@@ -200,11 +201,13 @@ def _an_outage(road: Road, application: psycopg.Connection[Any], fault: Fault, f
         f"maximum {max(added) * 1000:.1f} ms; the breaker opened after {before_it_opened} transactions, "
         f"{sum(tried)} of {len(tried)} called in {lasted:.1f} s"
     )
-    assert before_it_opened == _FAILURES
+    assert before_it_opened >= _FAILURES
+    assert 0 in tried[_FAILURES:]
     assert max(tried) == 1, "after a failure, a transaction does not try again"
     assert sum(tried) <= _FAILURES + lasted / _PAUSE + 1
-    # One second for a machine that has other things to do; without a bound of ours, calls would take 3 s and more.
-    assert max(added) < _BOUND + _GRACE + 1 + 5 * max(plain), (fault, added)
+    # A machine that has other things to do may hold one up for long; without a bound of ours, each would take 3 s.
+    called = [more for more, calls in zip(added, tried, strict=True) if calls]
+    assert statistics.median(called) < _BOUND + _GRACE + 1 + 5 * max(plain), (fault, added)
     assert road.waiting() > 20
 
     road.gateway.fail = None
@@ -219,10 +222,11 @@ def _an_outage(road: Road, application: psycopg.Connection[Any], fault: Fault, f
         return road.gateway.calls - road.gateway.failures > accepted
 
     road.ferry.eventually(gets_through, what="a transaction that closes the breaker")
+    calls = road.gateway.calls
     row += 1
     application.execute("INSERT INTO plain VALUES (%s, 'after')", (row,))
     application.execute("INSERT INTO notes VALUES (%s, 'after')", (row,))
-    assert road.gateway.calls - road.gateway.failures > accepted + 1, "the breaker is closed again"
+    assert road.gateway.calls == calls + 1, "the breaker is closed again"
 
 
 # -- transactions that take back what they said -----------------------------------------------------------------------
@@ -351,5 +355,5 @@ def test_a_transaction_that_a_crash_takes_back(
         assert before != after
         for event in road.take_events():
             road.invoke(event, attempts=3)  # connections from before the crash are broken
-        road.settle(*mirrors(road), within=10)
+        road.settle(*mirrors(road))
     ferry.close()

@@ -108,7 +108,7 @@ def test_all_formats_and_keys(ferry: Ferry) -> None:
 
 
 def check(ferry: Ferry) -> None:
-    ferry.run("wait", "--timeout", "40", timeout=50)
+    ferry.run("wait")
     assert_same(ferry.dsn, ferry.client(), *mirrored(ferry.prefix))
 
 

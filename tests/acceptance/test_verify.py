@@ -114,14 +114,14 @@ def test_what_was_done_by_hand_is_found_mended_and_verified(orders: Ferry) -> No
 def test_ctrl_c_keeps_the_progress(orders: Ferry) -> None:
     orders.execute("INSERT INTO orders SELECT n, repeat('x', 2000), '<a/>' FROM generate_series(100, 4000) n")
     orders.start_worker()
-    orders.run("wait", "--timeout", "120", timeout=130)
+    orders.run("wait")
     run = orders.start("verify", "-v", "--json")
     orders.eventually(lambda: orders.query("SELECT FROM docferry.verifications"), what="its beginning")
     assert run.stop(signal.SIGINT) == 130
     document = json.loads("".join(run.output))
     assert (document["done"], document["identical"]) == (False, False)
     assert "the same command goes on" in run.text
-    on = orders.run("verify", timeout=120)
+    on = orders.run("verify")
     assert "going on with the verification" in on.stderr
     assert "identical" in on.stdout
 
@@ -130,18 +130,18 @@ def test_the_worker_finds_and_mends_by_itself(orders: Ferry) -> None:
     worker = orders.start_worker("--reconcile")
     orders.run("wait")
     by_hand(orders)
-    worker.wait_for("drift: the item of public.orders", timeout=60)
+    worker.wait_for("drift: the item of public.orders")
 
     def found() -> dict[str, Any]:
         return orders.json("status")["mirrors"][0]  # type: ignore[no-any-return]
 
-    orders.eventually(lambda: sum(found()["drift"].values()) >= 8, 60, what="all differences in status")
+    orders.eventually(lambda: sum(found()["drift"].values()) >= 8, what="all differences in status")
     assert found()["mended"] == 0
     assert "drift      public.orders: " in orders.run("status").stdout
     assert worker.stop(signal.SIGTERM) == 0
 
     worker = orders.start_worker("--reconcile=repair")
-    worker.wait_for("drift: mended", timeout=60)
-    orders.eventually(lambda: (found()["verified"] or {}).get("identical"), 60, what="a clean cycle in status")
+    worker.wait_for("drift: mended")
+    orders.eventually(lambda: (found()["verified"] or {}).get("identical"), what="a clean cycle in status")
     assert orders.json("verify")["identical"]
     assert worker.stop(signal.SIGTERM) == 0

@@ -8,13 +8,15 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 import psycopg
 from psycopg import sql
+
+from ..waiting import PATIENCE
 
 __all__ = ["SCHEMA", "Workload", "big_xml", "settings_json"]
 
@@ -69,8 +71,8 @@ class Workload:
     """`writers` sessions work for `seconds` on keys 1 to `keys`, which overlap.
 
     `outages`: the server may go away meanwhile; a writer then connects again. `pause`: seconds that a writer rests
-    between transactions, at most. `documents`: sizes of documents, in characters about. As a context manager it runs
-    beside the block, and leaving it waits for its end.
+    between transactions, at most. `documents`: sizes of documents, in characters about. `enough`: they go on for longer
+    until this holds of what was done. As a context manager it runs beside the block, and leaving it waits for its end.
     """
 
     dsn: str
@@ -81,6 +83,7 @@ class Workload:
     pause: float = 0.004
     outages: bool = False
     documents: Sequence[int] = (6000,)
+    enough: Callable[[Counter[str]], bool] = lambda _: True
     seed: int = field(default_factory=lambda: random.randrange(2**32))
     done: Counter[str] = field(default_factory=Counter)
 
@@ -89,7 +92,7 @@ class Workload:
         self._failures: list[BaseException] = []
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._ends = 0.0
+        self._ends = self._latest = 0.0
 
     def run(self) -> Counter[str]:
         """Work, and return how often what was done and committed."""
@@ -100,6 +103,7 @@ class Workload:
     def __enter__(self) -> Self:
         print(f"workload on {self.table}: seed={self.seed}")  # noqa: T201 - shown by pytest when the test fails
         self._ends = time.monotonic() + self.seconds
+        self._latest = self._ends + PATIENCE
         for number in range(self.writers):
             thread = threading.Thread(target=self._write, args=(number,), name=f"writer-{number}")
             self._threads.append(thread)
@@ -133,11 +137,12 @@ class Workload:
 
     def finish(self, after: float) -> None:
         """Let it end so many seconds from now, when it was to go on for longer."""
-        self._ends = min(self._ends, time.monotonic() + after)
+        self._ends = self._latest = min(self._ends, time.monotonic() + after)
 
     def going_on(self) -> bool:
         """Whether its time is not over yet."""
-        return time.monotonic() < self._ends and not self._stop.is_set()
+        now = time.monotonic()
+        return not self._stop.is_set() and now < self._latest and (now < self._ends or not self.enough(self.done))
 
     def _session(self, connection: Connection, rng: random.Random) -> None:
         connection.execute("SET deadlock_timeout = '50ms'")

@@ -14,6 +14,7 @@ from docferry.embedded.postgres import EmbeddedPostgres
 from ..acceptance.comparison import Mirrored, assert_same
 from ..acceptance.conftest import Ferry
 from ..acceptance.workload import SCHEMA, Workload
+from ..waiting import PATIENCE
 
 CRASHES = 2
 
@@ -31,13 +32,14 @@ def test_crashes_that_take_commits_back(ministack: EmbeddedDynamoDB, tmp_path: P
         ferry.run("apply")
         worker = ferry.start_worker()
         lost = 0
-        with Workload(ferry.dsn, seconds=3 * CRASHES, outages=True):
+        with Workload(ferry.dsn, seconds=PATIENCE, outages=True) as load:
             for number in range(CRASHES):
                 time.sleep(1.5)
                 said = mark_and_crash(server, number)
                 server.start()
                 (kept,) = ferry.query(f"SELECT count(*) FROM marks WHERE id / 1000 = {number}")[0]
                 lost += said - kept
+            load.finish(0)
         print(f"commits taken back: {lost}")  # noqa: T201 - shown by pytest when the test fails
         assert lost > 0, "the crashes took nothing back, so this shows nothing"
 

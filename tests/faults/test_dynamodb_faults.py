@@ -21,6 +21,7 @@ from docferry.retry import Retry
 from docferry.target.contract import Outcome
 from docferry.target.dynamodb import DynamoDBTarget
 
+from ..waiting import PATIENCE
 from .dynamodb_proxy import Answer, Cut, DynamoDBProxy, Fault, Json, Request, Rewrite
 
 APPLIED, STALE, REFUSED = Outcome.APPLIED, Outcome.STALE, Outcome.REFUSED
@@ -266,13 +267,16 @@ def test_unprocessed_keys_are_read_again(target: DynamoDBTarget, proxy: DynamoDB
 def test_an_outage_is_waited_out_until_told_to_stop(proxy: DynamoDBProxy, orders: Collection) -> None:
     stop = threading.Event()
     target = through(proxy, Retry(first=0.001, longest=0.005, stop=stop))
-    proxy.script = lambda _: Cut()
-    timer = threading.Timer(0.3, stop.set)
-    timer.start()
+
+    def cut(request: Request) -> Fault:
+        if request.number == 20:
+            stop.set()
+        return Cut()
+
+    proxy.script = cut
     with pytest.raises(Interrupted):
         target.write([put(orders, 1, 1)])
-    timer.join()
-    assert len(proxy.seen) > 10
+    assert len(proxy.seen) == 21
     target.close()
 
 
@@ -314,16 +318,23 @@ def test_a_truncate_waits_for_writes_on_their_way(
     def hold(request: Request) -> Fault | None:
         if request.operation == BATCH and request.number == 0:
             arrived.set()
-            go.wait(10)
+            go.wait(PATIENCE)
         return None
 
     proxy.script = hold
     writer = threading.Thread(target=target.write, args=([put(orders, 1, 5, new=True)],))
     writer.start()
-    assert arrived.wait(10)
+    assert arrived.wait(PATIENCE)
     removed: list[int] = []
-    truncater = threading.Thread(target=lambda: removed.append(target.truncate(orders, 50)))
+    begun = threading.Event()
+
+    def truncate() -> None:
+        begun.set()
+        removed.append(target.truncate(orders, 50))
+
+    truncater = threading.Thread(target=truncate)
     truncater.start()
+    assert begun.wait(PATIENCE)
     truncater.join(0.2)
     waited = truncater.is_alive()
     go.set()

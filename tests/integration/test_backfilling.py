@@ -153,8 +153,23 @@ def _collection(ferry: Ferry) -> Collection:
     return ferry.target._collections["things"].collection
 
 
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when docferry has found transactions in progress."""
+    found = threading.Event()
+
+    def seen(*arguments: Any) -> list[str]:
+        numbers = running(*arguments)
+        if numbers:
+            found.set()
+        return numbers
+
+    monkeypatch.setattr(ledger, "running", seen)
+    return found
+
+
 @pytest.mark.parametrize("prepared", [False, True])
-def test_it_waits_for_transactions_that_are_open(things: Ferry, *, prepared: bool) -> None:
+def test_it_waits_for_transactions_that_are_open(things: Ferry, waits: threading.Event, *, prepared: bool) -> None:
     """What they wrote may lie before L0, and no page shows it."""
     with things.another() as other:
         other.execute("UPDATE things SET name = 'open' WHERE id <= 300")
@@ -162,7 +177,7 @@ def test_it_waits_for_transactions_that_are_open(things: Ferry, *, prepared: boo
         if prepared:
             other.execute("PREPARE TRANSACTION 'waiting'")
         things.start()
-        until(lambda: _has_looked(things), "L0 has been taken")
+        assert waits.wait(PATIENCE), "L0 has been taken"
         assert things.documents("things") == {}
         assert things.backfills()[0].state is BackfillState.REQUESTED
         if prepared:
@@ -190,16 +205,6 @@ def test_every_transaction_that_wrote_before_is_running(things: Ferry, which: st
     assert number not in running(execute)
 
 
-def _has_looked(ferry: Ferry) -> bool:
-    """Whether docferry asks for the transactions in progress again and again."""
-    return bool(
-        ferry.query(
-            "SELECT FROM pg_stat_activity WHERE application_name = 'docferry ledger' AND datname = current_database() "
-            "AND query LIKE '%pg_visible_in_snapshot%'"
-        )
-    )
-
-
 def test_it_does_not_wait_for_transactions_of_other_databases(things: Ferry) -> None:
     with psycopg.connect(things.dsn.rpartition("/")[0] + "/postgres") as elsewhere:
         elsewhere.execute("SELECT pg_current_xact_id()")
@@ -208,11 +213,11 @@ def test_it_does_not_wait_for_transactions_of_other_databases(things: Ferry) -> 
     things.assert_same("public.things")
 
 
-def test_waiting_can_be_stopped(things: Ferry) -> None:
+def test_waiting_can_be_stopped(things: Ferry, waits: threading.Event) -> None:
     with things.another() as other:
         other.execute("DELETE FROM things WHERE id = 3")
         things.start()
-        until(lambda: _has_looked(things), "L0 has been taken")
+        assert waits.wait(PATIENCE), "L0 has been taken"
         things.stop()
         other.rollback()
     backfill(things)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -30,7 +29,7 @@ from docferry.retry import Retry
 from docferry.target.dynamodb import DynamoDBTarget
 from docferry.target.memory import MemoryTarget
 
-from ..waiting import PATIENCE
+from ..waiting import until
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
@@ -210,14 +209,20 @@ def test_counting_hides_nothing(bench: Bench) -> None:
     assert bench.store().messages() == 3
 
 
-def test_messages_are_held_for_as_long_as_it_takes(bench: Bench) -> None:
+def test_messages_are_held_for_as_long_as_it_takes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.send(event(change(1, 10)))
-    store = bench.store(visibility=2)
+    store = bench.store(visibility=6)
+    prolonged: list[object] = []
+    prolong = store._queue.set_visibility
+
+    def counted(*arguments: Any, **settings: Any) -> Any:
+        prolonged.append(arguments)
+        return prolong(*arguments, **settings)
+
+    monkeypatch.setattr(store._queue, "set_visibility", counted)
     assert len(store.find()) == 1
-    until = time.monotonic() + 5
-    while time.monotonic() < until:
-        assert bench.store().find() == []
-        time.sleep(0.2)
+    until(lambda: len(prolonged) > 3, "the hold has been prolonged beyond its time")
+    assert bench.store().find() == []
     assert store.remove(store.find()) == 1
     assert bench.messages() == 0
 
@@ -230,11 +235,16 @@ def test_a_hold_that_ended_while_replaying(bench: Bench) -> None:
     held = frozen.find()
     frozen._closing.set()  # nobody keeps the hold
     other = bench.store()
-    deadline = time.monotonic() + PATIENCE
-    while not other.find():
-        assert time.monotonic() < deadline
+
+    def found() -> bool:
+        nonlocal other
+        if other.find():
+            return True
         bench.close(other)
         other = bench.store()
+        return False
+
+    until(found, "the hold is over")
     assert world.replay() == {"applied": 1}
     assert frozen.remove(held) == 0
     assert bench.messages() == 1

@@ -30,7 +30,7 @@ def converges(ferry: Ferry, *tables: str, key: Sequence[str] = ("id",)) -> None:
             return False
         return True
 
-    until(same, "the same rows at both ends", 15.0)
+    until(same, "the same rows at both ends")
 
 
 # -- the order of commits ----------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def test_an_attribute_of_a_composite_type_is_renamed(ferry: Ferry) -> None:
     assert ferry.documents("things")[1,] == {"id": 1, "p": {"a": 1, "b": "x"}, "ps": [{"a": 1, "b": "y"}]}
     ferry.execute("ALTER TYPE pair RENAME ATTRIBUTE b TO c")
     expected = {"id": 1, "p": {"a": 1, "c": "x"}, "ps": [{"a": 1, "c": "y"}]}
-    until(lambda: ferry.documents("things")[1,] == expected, "the items have the new name", 10.0)
+    until(lambda: ferry.documents("things")[1,] == expected, "the items have the new name")
 
 
 @pytest.mark.parametrize(

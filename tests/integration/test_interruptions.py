@@ -355,7 +355,7 @@ def test_a_large_transaction_in_bounded_memory(ferry: Ferry) -> None:
     watching.start()
     try:
         ferry.execute("INSERT INTO things SELECT g, repeat('x', 300) FROM generate_series(1, 300000) AS g")
-        ferry.wait(60)
+        ferry.wait()
     finally:
         stop.set()
         watching.join(PATIENCE)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import psycopg
 import pytest
 
+from docferry.capture import slot_limit
 from docferry.capture.ledger import PostgresLedger
 from docferry.capture.slot_limit import SlotLimit, read_limit
 from docferry.retry import Retry
@@ -66,7 +68,8 @@ def test_it_is_raised_before_and_settled_behind(source: Source) -> None:
     assert SlotLimit(source.slot).check(source.connection) is None
 
 
-def test_its_steps_grow_with_the_load(source: Source) -> None:
+def test_its_steps_grow_with_the_load(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slot_limit, "time", SimpleNamespace(monotonic=lambda: 100.0))  # no time passes
     worker = SlotLimit(source.slot)
     worker.check(source.connection)
     steps: list[int] = []

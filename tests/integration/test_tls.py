@@ -23,6 +23,7 @@ from docferry.source.iam import iam_dsn
 from docferry.source.session import connect
 from docferry.source.transport import source_warnings, target_warnings
 
+from ..waiting import until
 from .harness import Ferry
 
 pytestmark = pytest.mark.skipif(
@@ -249,7 +250,7 @@ def test_a_worker_reconnects_with_new_tokens(server: EmbeddedPostgres, monkeypat
         ferry.execute("INSERT INTO tokened VALUES (1)")
         ferry.wait()
         ferry.assert_same("public.tokened")
-        assert len(tokens) > before + 3
+        until(lambda: len(tokens) > before + 3, "every connection has asked for a new one")
         ferry.stop()
         with ferry.app() as app:
             app.admin().destroy(keep_collections=False)

@@ -259,8 +259,8 @@ def test_so_many_jobs_and_no_more(start: Start, applier: GatedApplier) -> None:
     running = start(*[delivery(number, position=number) for number in range(1, 11)], workers=2)
     until(lambda: running.pipeline.in_flight == 4, "two run and two wait")
     never(lambda: running.pipeline.in_flight > 4, "no more are read ahead")
-    assert applier.most_at_once == 2
-    assert running.capture.kept_alive > 0, "the source hears of us meanwhile"
+    until(lambda: applier.most_at_once == 2, "two run at once")
+    until(lambda: running.capture.kept_alive > 0, "the source hears of us meanwhile")
     for number in range(1, 11):
         applier.let_go(number)
     until(lambda: running.capture.confirmed[-1:] == [10], "all is done")
@@ -291,7 +291,7 @@ def test_changes_gather_while_the_target_is_busy(start: Start, applier: GatedApp
     applier.let_go(1)
     applier.let_go(2)
     until(lambda: running.capture.confirmed[-1:] == [8], "all is done")
-    assert applier.started[:3] == [[1], [2], [3, 4, 5, 6]]
+    assert sorted(applier.started[:3]) == [[1], [2], [3, 4, 5, 6]]
 
 
 # -- R4 ----------------------------------------------------------------------------------------------------------------
@@ -349,11 +349,11 @@ def test_what_was_gathered_from_a_broken_stream_is_forgotten(start: Start, appli
         delivery(4, position=40),
         batch_changes=10,
     )
-    until(lambda: running.capture.log[-1] == "broke", "three were read")
+    until(lambda: running.capture.log[-1:] == ["broke"], "three were read")
     applier.let_go(1)
     applier.let_go(2)
     until(lambda: running.capture.confirmed[-1:] == [40], "all is done")
-    assert [number for numbers in applier.started for number in numbers] == [1, 2, 3, 4]
+    assert sorted(number for numbers in applier.started for number in numbers) == [1, 2, 3, 4]
 
 
 def test_what_the_source_refuses_ends_the_worker(start: Start) -> None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -15,6 +16,7 @@ from docferry.change.model import Column, PgType, Relation, Row, make_version
 from docferry.document.mirror import Mirror
 from docferry.document.model import Collection, Delete, KeyAttribute, KeyKind, MirrorSpec
 from docferry.errors import HistoryChanged, KeyUnreadable
+from docferry.operate import passing as passing_module
 from docferry.operate.admin import AdminLedger, EpochRecord
 from docferry.operate.compare import Kind
 from docferry.operate.findings import Counts, Finding, Findings, Suspect
@@ -222,19 +224,31 @@ def test_an_idle_source_needs_no_worker() -> None:
     assert kinds(world.settle(suspect(1))) == {(1,): Kind.MISSING}
 
 
-def test_patience_is_for_a_watermark_that_stands_still() -> None:
+class Meanwhile(threading.Event):
+    """Nobody stops; each time that is waited for, something happens instead."""
+
+    def __init__(self, what: Callable[[float], object]) -> None:
+        super().__init__()
+        self._what = what
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._what(timeout or 0.0)
+        return False
+
+
+def test_patience_is_for_a_watermark_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(confirmed=0)
-    passing = world.passing(0.3)
-    timer = threading.Thread(target=_move, args=(world, passing.stop))
-    timer.start()
-    assert passing.wait(500)
-    passing.stop.set()
-    timer.join()
+    now = 1000.0
 
-
-def _move(world: World, stop: threading.Event) -> None:
-    while not stop.wait(0.05):
+    def pass_time(seconds: float) -> None:
+        nonlocal now
+        now += seconds
         world.confirmed += 40
+
+    world.stop = Meanwhile(pass_time)
+    monkeypatch.setattr(passing_module, "time", SimpleNamespace(monotonic=lambda: now))
+    assert world.passing(0.05).wait(500)
+    assert now > 1000.05
 
 
 def test_nothing_is_said_of_items_once_another_epoch_is_in_force() -> None:
@@ -313,7 +327,5 @@ def test_where_nobody_keeps_an_order_it_looks_several_times() -> None:
     """A late event arrives after the outbox was empty."""
     world = World(rows={"1": "new", "2": "x"})
     world.write(1, "old")
-    late = threading.Timer(0.1, lambda: world.write(1, "new", 6))
-    late.start()
-    assert kinds(world.settle(suspect(1), suspect(2), patience=0.6, looks=4)) == {(2,): Kind.MISSING}
-    late.join()
+    world.stop = Meanwhile(lambda _: world.write(1, "new", 6))
+    assert kinds(world.settle(suspect(1), suspect(2), looks=4)) == {(2,): Kind.MISSING}

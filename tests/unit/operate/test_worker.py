@@ -14,6 +14,8 @@ from docferry.operate import worker as module
 from docferry.operate.worker import Worker, WorkerSettings
 from docferry.retry import Retry
 
+from ...waiting import PATIENCE
+
 
 class Ledger:
     def __init__(self) -> None:
@@ -60,7 +62,7 @@ def _only_one() -> Iterator[Callable[[], None]]:
 
 
 def test_a_thread_that_does_not_end_is_left(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LEAST_GRACE", 0.2)
+    monkeypatch.setattr(module, "_LEAST_GRACE", 2.0)
     sweeper, ledger, metrics = Sweeper(), Ledger(), Metrics()
     worker = Worker(
         cast("Any", Pipeline(sweeper.began)),
@@ -76,7 +78,7 @@ def test_a_thread_that_does_not_end_is_left(caplog: pytest.LogCaptureFixture, mo
     )
     runs = threading.Thread(target=worker.run, daemon=True)
     runs.start()
-    runs.join(10)
+    runs.join(PATIENCE)
     (left,) = [one for one in threading.enumerate() if one.name == "sweeper"]
     try:
         assert not runs.is_alive()
