@@ -174,7 +174,8 @@ def _destroy(session: Session, stack: str, region: str | None, bucket: str | Non
     """Remove the stack with everything in it, and what deploy uploaded.
 
     It shows what would go and asks; --yes answers. Deletion protection is switched off for it. Of a cluster that the
-    stack made, a final snapshot stays; an existing one stays as it is, so run `docferry destroy` against it first.
+    stack made, a final snapshot stays, and the KMS key by which it is restored. An existing cluster stays as it is, so
+    run `docferry destroy` against it first.
 
     \b
     Example:

@@ -99,7 +99,7 @@ def test_no_wildcard_resource_stands_without_its_reason(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_policies_name_their_actions(name: str) -> None:
     wild = [line.strip() for line in made(name).splitlines() if re.search(r"^ +(- |Action: ).*\w+:\w*\*", line)]
-    assert wild == ["Action: kms:*"], "the account's statement in the key's policy"
+    assert wild == ["Action: kms:*"] * 2, "the account's statement in the policies of both keys"
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -184,6 +184,25 @@ def test_the_database_may_invoke_the_function_and_nothing_else() -> None:
         "lambda:InvokeFunction",
         {"Fn::GetAtt": ["Function", "Arn"]},
     )
+
+
+def test_what_stays_of_the_cluster_can_be_restored() -> None:
+    """A snapshot is worth nothing without the key that encrypts it."""
+    resources = _loaded("one")["Resources"]
+    cluster = resources["Cluster"]
+    assert cluster["DeletionPolicy"] == "Snapshot"
+    assert cluster["Properties"]["KmsKeyId"] == {"Fn::GetAtt": ["DatabaseKey", "Arn"]}
+    key = resources["DatabaseKey"]
+    # After a creation that failed there is nothing to restore.
+    assert (key["DeletionPolicy"], key["UpdateReplacePolicy"]) == ("RetainExceptOnCreate", "Retain")
+    users = [name for name, one in resources.items() if "DatabaseKey" in json.dumps(one.get("Properties", {}))]
+    assert users == ["Cluster"], "what needs it lives no longer than the stack"
+
+
+def test_writer_and_replica_are_in_two_zones() -> None:
+    resources = _loaded("one")["Resources"]
+    subnets = [resources[name]["Properties"]["AvailabilityZone"]["Fn::GetAtt"] for name in ("Writer", "Replica")]
+    assert subnets == [["PrivateSubnetA", "AvailabilityZone"], ["PrivateSubnetB", "AvailabilityZone"]]
 
 
 def test_the_internet_reaches_pgadmin_from_a_named_address_and_nothing_else() -> None:
