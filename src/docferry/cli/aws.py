@@ -133,7 +133,10 @@ def _deploy(
     given: tuple[str, ...],
     no_apply: bool,
 ) -> None:
-    """Create the stack, or update it, wait until it stands, and run `apply` when the database can be reached from here.
+    """Create the stack, or update it, wait until it stands, and run `apply`.
+
+    Where the database cannot be reached from here, the stack's host runs it: when it is made, and at each later
+    deployment, by Systems Manager.
 
     Package and template go to the bucket docferry-ACCOUNT-REGION, which is created, or to --bucket. Each event of the
     stack is shown as it happens. Parameters keep their values from one deployment to the next. It can be run again at
@@ -154,7 +157,7 @@ def _deploy(
     package = build(architecture, dependencies=not without_dependencies)
     with explaining_interruption(session, stack, clients.region):
         done = deployment.deploy(text, package, parameters)
-    applied = None if no_apply else apply(session, source, done)
+    applied = None if no_apply else apply(session, source, done, clients)
     session.answer(
         {
             "stack": done.stack,

@@ -1,7 +1,9 @@
 #!/bin/bash
 # Makes the database ready, and can be run again at any time, as after a new mirror: the present package, the extension, the
-# first table where it is wanted, the present docferry.toml, `docferry apply`. Run as root.
+# first table where it is wanted, the present docferry.toml, `docferry apply`, whose options it takes. Run as root.
 set -euo pipefail
+# The answer of `apply` is all that goes to standard output: whoever runs this may read it as JSON.
+exec 3>&1 1>&2
 scripts=/opt/docferry/package/docferry/aws/host
 . "$scripts/environment.sh"
 
@@ -20,4 +22,4 @@ if [ "$FIRST_ROWS" = true ]; then
 fi
 
 aws ssm get-parameter --name "$CONFIG_PARAMETER" --query Parameter.Value --output text > /etc/docferry/docferry.toml
-docferry apply
+docferry apply "$@" >&3
