@@ -17,6 +17,10 @@ __all__ = ["Blueprint", "Table", "blueprint", "config_for_function", "keys_from_
 MOST_MIRRORS: Final = 100
 """What fits into one inline policy, which names each table."""
 
+FUNCTION_OWNER: Final = "docferry_triggers"
+"""The role that the stack's host makes for the trigger functions, unless the configuration names one. They run with its
+rights, which would otherwise be the administrator's: that is who applies there."""
+
 _KEY = re.compile(r"(?P<table>[^=]+)=(?P<attributes>.+)")
 _UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _LETTERS = ("S", "N", "B")
@@ -105,9 +109,12 @@ def parse_keys(given: Sequence[str], config: Config) -> dict[str, KeyAttributes]
 
 
 def config_for_function(text: str) -> str:
-    """The configuration file without what belongs to this machine: connection strings, endpoints, profile, comments."""
+    """The configuration file without what belongs to this machine: connection strings, endpoints, profile, comments.
+    With capture by triggers it always names the owner of their functions."""
     content = tomllib.loads(text)
     source = {name: value for name, value in content.pop("source", {}).items() if name not in ("dsn", "secret")}
+    if source.get("capture") in ("outbox", "lambda"):
+        source["triggers"] = {"owner": FUNCTION_OWNER, **source.get("triggers", {})}
     left_out = ("endpoint_url", "profile", "region")
     target = {name: value for name, value in content.pop("target", {}).items() if name not in left_out}
     letters = {name: value for name, value in content.pop("dead_letters", {}).items() if name != "queue"}

@@ -242,6 +242,16 @@ def test_the_configuration_goes_along_without_what_belongs_to_this_machine() -> 
     assert _loaded("one")["Parameters"]["FunctionName"]["Default"] == "shop-ferry"
 
 
+@pytest.mark.parametrize(
+    ("given", "owner"), [("", "docferry_triggers"), ('\n[source.triggers]\nowner = "our own"\n', "our own")]
+)
+def test_the_trigger_functions_are_not_the_administrators(given: str, owner: str) -> None:
+    text = CONFIGS["one"][0].replace("\n[target]", f"{given}\n[target]")
+    config = _config(text)
+    made_text = blueprint(config, text, {"public.orders": (("id", "N"),)}).config
+    assert tomllib.loads(made_text)["source"]["triggers"] == {"owner": owner}
+
+
 def test_a_long_configuration_lies_in_a_parameter() -> None:
     resources = _loaded("many")["Resources"]
     variables = resources["Function"]["Properties"]["Environment"]["Variables"]
