@@ -13,6 +13,7 @@ from docferry.aws.deploy import Deployment, parse_parameters
 from docferry.aws.package import Architecture, build
 from docferry.cli.aws_stage import Source, apply, event_printer, explaining_interruption, report
 from docferry.cli.frame import CommandGroup, Session, define
+from docferry.outputs import writing
 
 __all__ = ["command"]
 
@@ -71,7 +72,8 @@ def _template(session: Session, keys: tuple[str, ...], output: str) -> None:
     source = Source.read(session)
     text = source.template(keys)
     if output != "-":
-        Path(output).write_text(text, encoding="utf-8")
+        with writing(Path(output)):
+            Path(output).write_text(text, encoding="utf-8")
     answer = {"template": text} if output == "-" else {"path": output, "bytes": len(text.encode())}
     session.answer(answer, text.rstrip("\n") if output == "-" else f"Wrote {output}.")
 
@@ -95,7 +97,8 @@ def _package(session: Session, architecture: Architecture, without_dependencies:
     `docferry aws deploy` does this by itself.
     """
     package = build(architecture, dependencies=not without_dependencies)
-    Path(output).write_bytes(package.content)
+    with writing(Path(output)):
+        Path(output).write_bytes(package.content)
     session.answer(
         {
             "path": output,

@@ -8,6 +8,7 @@ import click
 
 from docferry.cli.frame import Session, define
 from docferry.errors import ConfigError, DocferryError
+from docferry.outputs import writing
 
 __all__ = ["command"]
 
@@ -69,8 +70,5 @@ def command(session: Session, dsn: str, output: Path, force: bool) -> None:
 
 
 def _write(output: Path, text: str, *, force: bool) -> None:
-    try:
-        with output.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise ConfigError(f"{output} cannot be written: {error.strerror}", remedy="Give another --output.") from error
+    with writing(output), output.open("w" if force else "x", encoding="utf-8") as file:
+        file.write(text)
