@@ -15,7 +15,7 @@ from docferry.aws.stack import Stack, StackEvent
 from docferry.aws.template import INLINE_TEMPLATE
 from docferry.errors import ConfigError, TargetRefused
 
-__all__ = ["Deployed", "Deployment", "parse_parameters"]
+__all__ = ["Deployed", "Deployment", "parse_parameters", "secret_parameters"]
 
 _LAMBDA: Final = "Lambda"
 _SET_HERE: Final = ("Architecture", "CodeBucket", "CodeKey")
@@ -204,10 +204,19 @@ def parse_parameters(given: Iterable[str]) -> dict[str, str]:
     return parameters
 
 
+def secret_parameters(template: str) -> list[str]:
+    """Those whose values CloudFormation does not show."""
+    return [name for name, settings in _parameters_with_settings(template).items() if "NoEcho: true" in settings]
+
+
 def _parameters_of(template: str) -> list[str]:
+    return list(_parameters_with_settings(template))
+
+
+def _parameters_with_settings(template: str) -> dict[str, str]:
     section = re.search(r"^Parameters:\n((?:[ #].*\n|\n)*)", template, re.MULTILINE)
     assert section is not None
-    return re.findall(r"^  (\w+):$", section[1], re.MULTILINE)
+    return dict(re.findall(r"^  (\w+):\n((?:    .*\n)*)", section[1], re.MULTILINE))
 
 
 def _invokers(rds: Any, cluster: str) -> list[str]:

@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from docferry.aws.clients import Clients
-from docferry.aws.deploy import Deployment, parse_parameters
+from docferry.aws.deploy import Deployment, parse_parameters, secret_parameters
 from docferry.aws.package import Architecture, build
 from docferry.cli.aws_stage import Source, apply, event_printer, explaining_interruption, report
 from docferry.cli.frame import CommandGroup, Session, define
 from docferry.outputs import writing
 
 __all__ = ["command"]
+
+_PARAMETERS = "DOCFERRY_AWS_DEPLOY_PARAMETER"
 
 
 def _key_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -121,8 +124,9 @@ def _package(session: Session, architecture: Architecture, without_dependencies:
     "--parameter",
     "given",
     multiple=True,
+    envvar=_PARAMETERS,
     metavar="NAME=VALUE",
-    help="A parameter of the template; the others stay.",
+    help="A parameter of the template; the others stay. The variable takes several, separated by spaces.",
 )
 @click.option("--no-apply", is_flag=True, help="Do not run `apply` at the end.")
 def _deploy(
@@ -155,6 +159,9 @@ def _deploy(
     parameters = parse_parameters(given)
     source = Source.read(session)
     text = source.template(keys)
+    in_sight = click.get_current_context().get_parameter_source("given") is ParameterSource.COMMANDLINE
+    if in_sight and any(parameters.get(name) for name in secret_parameters(text)):
+        session.warn_of_secret(f"give it, with all other parameters, in {_PARAMETERS}, and none by -p.")
     clients = Clients.of(source.config.target, region)
     deployment = Deployment(clients, stack, bucket=bucket, on_step=session.note, on_event=event_printer())
     package = build(architecture, dependencies=not without_dependencies)

@@ -46,8 +46,7 @@ def command(session: Session, dsn: str, output: Path, force: bool) -> None:
         raise ConfigError(f"{output} is there already", remedy="Give --force to overwrite it, or another --output.")
     source = click.get_current_context().get_parameter_source("dsn")
     if without_password(dsn) != dsn and source is ParameterSource.COMMANDLINE:
-        session.note("warning: a password in the command line: every user of this machine can read it with `ps`.")
-        session.note("  remedy: give the connection string in DOCFERRY_SOURCE_DSN, or the password in ~/.pgpass.")
+        session.warn_of_secret("give the connection string in DOCFERRY_SOURCE_DSN, or the password in ~/.pgpass.")
     findings = inspect_documents(dsn)
     if not findings:
         raise DocferryError(

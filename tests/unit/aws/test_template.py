@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from docferry.aws.blueprint import blueprint, config_for_function, parse_keys, policy_size
+from docferry.aws.deploy import secret_parameters
 from docferry.aws.keys import settle_keys
 from docferry.aws.template import template
 from docferry.config import Config, parse
@@ -214,6 +215,12 @@ def test_the_internet_reaches_pgadmin_from_a_named_address_and_nothing_else() ->
     ]
     assert admitted == [("HostSecurityGroup", {"Ref": "AccessCidr"}, 443, 443)]
     assert _loaded("one")["Parameters"]["AccessCidr"]["Default"] == "127.0.0.1/32"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_secret_parameters_are_recognised(name: str) -> None:
+    parameters = _loaded(name)["Parameters"]
+    assert secret_parameters(made(name)) == [key for key, one in parameters.items() if one.get("NoEcho")]
 
 
 def test_a_network_of_two_zones_with_two_subnets_each() -> None:
