@@ -149,9 +149,15 @@ def test_a_stack_from_its_creation_to_its_end(shop: Ferry) -> None:
     refused = shop.run("aws", "destroy", check=False)
     assert refused.returncode == 2
     assert "DynamoDB table" in refused.stderr
+    key = wider["outputs"]["DatabaseKeyArn"]
+    assert f"a final snapshot of it stays, and the KMS key {key}" in refused.stderr
     assert _status(shop) == "UPDATE_COMPLETE"
     gone = json.loads(shop.run("aws", "destroy", "--yes", "--json").stdout)
     assert "deleted stack docferry" in gone["steps"]
+    assert any(key in step for step in gone["steps"])
+    keys = _client(shop, "kms")
+    assert keys.describe_key(KeyId=key)["KeyMetadata"]["KeyState"] == "Enabled"
+    assert keys.describe_key(KeyId=resources["Key"])["KeyMetadata"]["KeyState"] == "PendingDeletion"
     assert _status(shop) is None
     assert shop.collections() == []
     assert _client(shop, "s3").list_buckets()["Buckets"] == []

@@ -17,7 +17,7 @@ import pytest
 from docferry.config import RunConfig
 from docferry.config.model import ItemKeyAttribute
 from docferry.document.model import Collection, Key
-from docferry.errors import Interrupted, SourceRefused, TableGone
+from docferry.errors import ConfigError, Interrupted, SourceRefused, TableGone
 from docferry.operate.settle import Settler
 from docferry.operate.verification import Checked, Verification
 from docferry.operate.verify import VerifyProgress
@@ -132,6 +132,13 @@ def test_identical_is_remembered_with_its_position(ferry: Ferry) -> None:
         assert mirror.verified is not None
         assert mirror.verified.position == checked.position
         assert mirror.verified.clean
+
+
+def test_findings_that_cannot_be_written(ferry: Ferry, tmp_path: Path) -> None:
+    some_orders(ferry)
+    output = tmp_path / "no" / "findings.jsonl"
+    with pytest.raises(ConfigError, match=f"{output} cannot be written: No such file"), verifying(ferry, output=output):
+        pass
 
 
 def test_every_kind_is_found_mended_and_verified_again(ferry: Ferry, tmp_path: Path) -> None:

@@ -55,6 +55,23 @@ def test_every_module_that_is_named_exists(page: Path) -> None:
     assert [name for name in sorted(named) if not any(package.rglob(name))] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_test_that_is_named_exists(page: Path) -> None:
+    """A test belongs to the file before it on its line, to any where none is named."""
+    missing = []
+    anywhere = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests").glob("*/**/*.py")))
+    for line in _prose(page).splitlines():
+        text = anywhere
+        for name in re.findall(r"`(tests/[\w/]+\.py|test_\w+)`", line):
+            if name.startswith("tests/"):
+                path = ROOT / name
+                text = path.read_text(encoding="utf-8") if path.exists() else ""
+                missing += [] if path.exists() else [name]
+            elif f"def {name}(" not in text:
+                missing.append(name)
+    assert missing == []
+
+
 # The changelog also names what is planned.
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
 def test_every_command_that_is_shown_exists(page: Path) -> None:

@@ -12,10 +12,22 @@ from typing import Any, Final
 from docferry.config import Config
 from docferry.errors import ConfigError
 
-__all__ = ["Blueprint", "Table", "blueprint", "config_for_function", "keys_from_config", "parse_keys"]
+__all__ = ["Blueprint", "Table", "blueprint", "config_for_function", "keys_from_config", "parse_keys", "policy_size"]
 
 MOST_MIRRORS: Final = 100
-"""What fits into one inline policy, which names each table."""
+"""Each has two resources and an output, of which a stack holds 500 and 200. Long names leave room for fewer."""
+
+FUNCTION_OWNER: Final = "docferry_triggers"
+"""The role that the stack's host makes for the trigger functions, unless the configuration names one. They run with its
+rights, which would otherwise be the administrator's: that is who applies there."""
+
+_MOST_OF_POLICIES: Final = 10_240
+"""Characters of all inline policies of one role, without spaces: a limit of IAM's that cannot be raised."""
+
+_REST_OF_POLICIES: Final = 2_200
+"""What the larger role, HostRole, has of them besides the tables; a test compares it with the template."""
+
+_LONGEST_REGION: Final = "ap-northeast-1"
 
 _KEY = re.compile(r"(?P<table>[^=]+)=(?P<attributes>.+)")
 _UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
@@ -59,7 +71,7 @@ def blueprint(config: Config, text: str, keys: Mapping[str, KeyAttributes]) -> B
         )
     if len(config.mirrors) > MOST_MIRRORS:
         raise ConfigError(
-            f"{len(config.mirrors)} mirrors in one stack; its policies have room for {MOST_MIRRORS}",
+            f"{len(config.mirrors)} mirrors in one stack; it has room for {MOST_MIRRORS}",
             remedy="Divide them among several configurations, each with a stack and a function of its own.",
         )
     prefix = config.target.table_prefix
@@ -69,10 +81,32 @@ def blueprint(config: Config, text: str, keys: Mapping[str, KeyAttributes]) -> B
         for one in config.mirrors
     ]
     control = Table(config.target.control, (("name", "S"),), None, _logical("control", taken))
+    tables.append(control)
+    _check_policies(tables, config.target.region or "")
     function = config.source.lambda_.function
     if function.startswith("arn:"):
         function = function.split(":function:", 1)[1]
-    return Blueprint((*tables, control), function.partition(":")[0], config_for_function(text))
+    return Blueprint(tuple(tables), function.partition(":")[0], config_for_function(text))
+
+
+def policy_size(tables: Sequence[Table], region: str) -> int:
+    """Characters of the inline policies of the role that has most of them, which name each table by its ARN. The region
+    may still be another one, so its name counts as the longest."""
+    partition = next((name for name in ("cn", "us-gov", "us-iso") if region.startswith(f"{name}-")), "")
+    arn = f"arn:aws{'-' * bool(partition)}{partition}:dynamodb:{_LONGEST_REGION}:{'0' * 12}:table/"
+    quotes_and_comma = 3
+    return _REST_OF_POLICIES + sum(len(arn) + len(table.name) + quotes_and_comma for table in tables)
+
+
+def _check_policies(tables: Sequence[Table], region: str) -> None:
+    size = policy_size(tables, region)
+    if size > _MOST_OF_POLICIES:
+        raise ConfigError(
+            f"the policies of HostRole and FunctionRole name each of the {len(tables)} tables and would have {size:,} "
+            f"characters; IAM allows a role {_MOST_OF_POLICIES:,}",
+            remedy="Divide the mirrors among several configurations, each with a stack and a function of its own, or "
+            "give their collections shorter names.",
+        )
 
 
 def keys_from_config(config: Config) -> dict[str, KeyAttributes]:
@@ -105,9 +139,12 @@ def parse_keys(given: Sequence[str], config: Config) -> dict[str, KeyAttributes]
 
 
 def config_for_function(text: str) -> str:
-    """The configuration file without what belongs to this machine: connection strings, endpoints, profile, comments."""
+    """The configuration file without what belongs to this machine: connection strings, endpoints, profile, comments.
+    With capture by triggers it always names the owner of their functions."""
     content = tomllib.loads(text)
     source = {name: value for name, value in content.pop("source", {}).items() if name not in ("dsn", "secret")}
+    if source.get("capture") in ("outbox", "lambda"):
+        source["triggers"] = {"owner": FUNCTION_OWNER, **source.get("triggers", {})}
     left_out = ("endpoint_url", "profile", "region")
     target = {name: value for name, value in content.pop("target", {}).items() if name not in left_out}
     letters = {name: value for name, value in content.pop("dead_letters", {}).items() if name != "queue"}

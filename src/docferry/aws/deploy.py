@@ -15,7 +15,7 @@ from docferry.aws.stack import Stack, StackEvent
 from docferry.aws.template import INLINE_TEMPLATE
 from docferry.errors import ConfigError, TargetRefused
 
-__all__ = ["Deployed", "Deployment", "parse_parameters"]
+__all__ = ["Deployed", "Deployment", "parse_parameters", "secret_parameters"]
 
 _LAMBDA: Final = "Lambda"
 _SET_HERE: Final = ("Architecture", "CodeBucket", "CodeKey")
@@ -92,7 +92,7 @@ class Deployment:
         tables = self._stack.resources("AWS::DynamoDB::Table")
         clusters = self._stack.resources("AWS::RDS::DBCluster")
         return [
-            *(f"Aurora cluster {name} (a final snapshot of it stays)" for name in clusters),
+            *(f"Aurora cluster {name} ({self._kept()})" for name in clusters),
             *(f"DynamoDB table {name} with its items" for name in tables),
             *(f"queue {url.rpartition('/')[2]} with its messages" for url in self._stack.resources("AWS::SQS::Queue")),
             f"stack {self._stack.name} with everything else in it",
@@ -110,11 +110,18 @@ class Deployment:
         if self._stack.described() is not None:
             self._forbid_existing_cluster_to_invoke()
             self._unprotect()
+            kept = [f"of cluster {name}: {self._kept()}" for name in self._stack.resources("AWS::RDS::DBCluster")]
             self._stack.delete()
             self._step(f"deleted stack {self._stack.name}")
+            for text in kept:
+                self._step(text)
         for step in bucket.remove(self._stack.name):
             self._step(step)
         return self._steps
+
+    def _kept(self) -> str:
+        key = self._stack.outputs().get("DatabaseKeyArn", "of the cluster")
+        return f"a final snapshot of it stays, and the KMS key {key}, without which it cannot be restored"
 
     def _bucket(self) -> Bucket:
         """The one that was asked for, or that the stack has had so far."""
@@ -197,10 +204,19 @@ def parse_parameters(given: Iterable[str]) -> dict[str, str]:
     return parameters
 
 
+def secret_parameters(template: str) -> list[str]:
+    """Those whose values CloudFormation does not show."""
+    return [name for name, settings in _parameters_with_settings(template).items() if "NoEcho: true" in settings]
+
+
 def _parameters_of(template: str) -> list[str]:
+    return list(_parameters_with_settings(template))
+
+
+def _parameters_with_settings(template: str) -> dict[str, str]:
     section = re.search(r"^Parameters:\n((?:[ #].*\n|\n)*)", template, re.MULTILINE)
     assert section is not None
-    return re.findall(r"^  (\w+):$", section[1], re.MULTILINE)
+    return dict(re.findall(r"^  (\w+):\n((?:    .*\n)*)", section[1], re.MULTILINE))
 
 
 def _invokers(rds: Any, cluster: str) -> list[str]:

@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from docferry.aws.clients import Clients
-from docferry.aws.deploy import Deployment, parse_parameters
+from docferry.aws.deploy import Deployment, parse_parameters, secret_parameters
 from docferry.aws.package import Architecture, build
 from docferry.cli.aws_stage import Source, apply, event_printer, explaining_interruption, report
 from docferry.cli.frame import CommandGroup, Session, define
+from docferry.outputs import writing
 
 __all__ = ["command"]
+
+_PARAMETERS = "DOCFERRY_AWS_DEPLOY_PARAMETER"
 
 
 def _key_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -71,7 +75,8 @@ def _template(session: Session, keys: tuple[str, ...], output: str) -> None:
     source = Source.read(session)
     text = source.template(keys)
     if output != "-":
-        Path(output).write_text(text, encoding="utf-8")
+        with writing(Path(output)):
+            Path(output).write_text(text, encoding="utf-8")
     answer = {"template": text} if output == "-" else {"path": output, "bytes": len(text.encode())}
     session.answer(answer, text.rstrip("\n") if output == "-" else f"Wrote {output}.")
 
@@ -95,7 +100,8 @@ def _package(session: Session, architecture: Architecture, without_dependencies:
     `docferry aws deploy` does this by itself.
     """
     package = build(architecture, dependencies=not without_dependencies)
-    Path(output).write_bytes(package.content)
+    with writing(Path(output)):
+        Path(output).write_bytes(package.content)
     session.answer(
         {
             "path": output,
@@ -118,8 +124,9 @@ def _package(session: Session, architecture: Architecture, without_dependencies:
     "--parameter",
     "given",
     multiple=True,
+    envvar=_PARAMETERS,
     metavar="NAME=VALUE",
-    help="A parameter of the template; the others stay.",
+    help="A parameter of the template; the others stay. The variable takes several, separated by spaces.",
 )
 @click.option("--no-apply", is_flag=True, help="Do not run `apply` at the end.")
 def _deploy(
@@ -133,7 +140,10 @@ def _deploy(
     given: tuple[str, ...],
     no_apply: bool,
 ) -> None:
-    """Create the stack, or update it, wait until it stands, and run `apply` when the database can be reached from here.
+    """Create the stack, or update it, wait until it stands, and run `apply`.
+
+    Where the database cannot be reached from here, the stack's host runs it: when it is made, and at each later
+    deployment, by Systems Manager.
 
     Package and template go to the bucket docferry-ACCOUNT-REGION, which is created, or to --bucket. Each event of the
     stack is shown as it happens. Parameters keep their values from one deployment to the next. It can be run again at
@@ -149,12 +159,15 @@ def _deploy(
     parameters = parse_parameters(given)
     source = Source.read(session)
     text = source.template(keys)
+    in_sight = click.get_current_context().get_parameter_source("given") is ParameterSource.COMMANDLINE
+    if in_sight and any(parameters.get(name) for name in secret_parameters(text)):
+        session.warn_of_secret(f"give it, with all other parameters, in {_PARAMETERS}, and none by -p.")
     clients = Clients.of(source.config.target, region)
     deployment = Deployment(clients, stack, bucket=bucket, on_step=session.note, on_event=event_printer())
     package = build(architecture, dependencies=not without_dependencies)
     with explaining_interruption(session, stack, clients.region):
         done = deployment.deploy(text, package, parameters)
-    applied = None if no_apply else apply(session, source, done)
+    applied = None if no_apply else apply(session, source, done, clients)
     session.answer(
         {
             "stack": done.stack,
@@ -174,7 +187,8 @@ def _destroy(session: Session, stack: str, region: str | None, bucket: str | Non
     """Remove the stack with everything in it, and what deploy uploaded.
 
     It shows what would go and asks; --yes answers. Deletion protection is switched off for it. Of a cluster that the
-    stack made, a final snapshot stays; an existing one stays as it is, so run `docferry destroy` against it first.
+    stack made, a final snapshot stays, and the KMS key by which it is restored. An existing cluster stays as it is, so
+    run `docferry destroy` against it first.
 
     \b
     Example:

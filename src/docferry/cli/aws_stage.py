@@ -14,13 +14,16 @@ from rich.text import Text
 
 from docferry.app import App
 from docferry.aws.blueprint import blueprint
+from docferry.aws.clients import Clients
 from docferry.aws.deploy import Deployed
 from docferry.aws.keys import settle_keys
+from docferry.aws.remote import bootstrap
 from docferry.aws.stack import StackEvent
 from docferry.aws.template import template
 from docferry.cli.session import Session
 from docferry.config import Config, parse
-from docferry.errors import SourceUnavailable
+from docferry.errors import SourceUnavailable, TargetUnavailable
+from docferry.printable import one_line
 from docferry.source.session import connect
 
 __all__ = ["Source", "apply", "event_printer", "explaining_interruption", "report"]
@@ -53,8 +56,9 @@ class Source:
         return template(blueprint(self.config, self.text, settle_keys(self.config, keys, reachable=self.named)))
 
 
-def apply(session: Session, source: Source, done: Deployed) -> list[str] | None:
-    """The steps of `apply`; None when the database cannot be reached from here."""
+def apply(session: Session, source: Source, done: Deployed, clients: Clients) -> list[str] | None:
+    """The steps of `apply`, here or on the host; None when the database cannot be reached from here, and the host has
+    run it at its creation or cannot be asked."""
     config = source.config
     if not source.named:
         config = replace(config, source=replace(config.source, dsn=None, secret=done.outputs["DatabaseSecretArn"]))
@@ -64,8 +68,19 @@ def apply(session: Session, source: Source, done: Deployed) -> list[str] | None:
             connect(app.dsn, purpose="deploy").close()
             return list(app.admin(session.note).apply())
     except SourceUnavailable as error:
-        session.note(f"`apply` is left out: the database cannot be reached from here ({error})")
+        session.note(f"`apply` is not run here: the database cannot be reached from here ({error})")
+    host = done.outputs.get("HostInstanceId")
+    if host is None or done.action == "created":
         return None
+    session.note(f"The host {host} runs `docferry-bootstrap`.")
+    try:
+        steps = bootstrap(clients, host)
+    except TargetUnavailable as error:
+        session.note(str(error))
+        return None
+    for step in steps:
+        session.note(f"  - {one_line(step)}")
+    return steps
 
 
 def report(done: Deployed, applied: list[str] | None, *, asked: bool) -> Iterator[str]:
@@ -77,10 +92,13 @@ def report(done: Deployed, applied: list[str] | None, *, asked: bool) -> Iterato
     for name, value in done.outputs.items():
         yield f"  {name:<{width}}  {value}"
     if applied is None and asked:
-        if "HostInstanceId" in done.outputs:
-            yield "The host has run `apply`. After a change of docferry.toml run `sudo docferry-bootstrap` there."
-        else:
+        host = done.outputs.get("HostInstanceId")
+        if host is None:
             yield "Next: `docferry apply`, from where the database can be reached."
+        elif done.action == "created":
+            yield "The host has run `apply`."
+        else:
+            yield f"Next: `sudo docferry-bootstrap` on the host (`aws ssm start-session --target {host}`)."
 
 
 def event_printer() -> Callable[[StackEvent], None]:

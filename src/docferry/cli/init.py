@@ -8,6 +8,7 @@ import click
 
 from docferry.cli.frame import Session, define
 from docferry.errors import ConfigError, DocferryError
+from docferry.outputs import writing
 
 __all__ = ["command"]
 
@@ -45,8 +46,7 @@ def command(session: Session, dsn: str, output: Path, force: bool) -> None:
         raise ConfigError(f"{output} is there already", remedy="Give --force to overwrite it, or another --output.")
     source = click.get_current_context().get_parameter_source("dsn")
     if without_password(dsn) != dsn and source is ParameterSource.COMMANDLINE:
-        session.note("warning: a password in the command line: every user of this machine can read it with `ps`.")
-        session.note("  remedy: give the connection string in DOCFERRY_SOURCE_DSN, or the password in ~/.pgpass.")
+        session.warn_of_secret("give the connection string in DOCFERRY_SOURCE_DSN, or the password in ~/.pgpass.")
     findings = inspect_documents(dsn)
     if not findings:
         raise DocferryError(
@@ -69,8 +69,5 @@ def command(session: Session, dsn: str, output: Path, force: bool) -> None:
 
 
 def _write(output: Path, text: str, *, force: bool) -> None:
-    try:
-        with output.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise ConfigError(f"{output} cannot be written: {error.strerror}", remedy="Give another --output.") from error
+    with writing(output), output.open("w" if force else "x", encoding="utf-8") as file:
+        file.write(text)

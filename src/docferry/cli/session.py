@@ -59,6 +59,11 @@ class Session:
         """Say something that is not the answer, on standard error."""
         note(text)
 
+    def warn_of_secret(self, instead: str) -> None:
+        """Say that the command line holds a password. `instead`: how to give it."""
+        self.note("warning: a password in the command line: every user of this machine can read it with `ps`.")
+        self.note(f"  remedy: {instead}")
+
     def confirm(self, question: str) -> None:
         """Ask before something is removed or overwritten. Returns when the answer is yes, or --yes was given.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -14,11 +14,12 @@ from typing import Any
 
 from docferry.capture.contract import KeyTexts, VerificationRecord, Verifications
 from docferry.document.mirror import Mirror
-from docferry.errors import ConfigError, SourceUnavailable
+from docferry.errors import SourceUnavailable
 from docferry.operate.findings import Counts, Finding, Findings
 from docferry.operate.passing import Watermark
 from docferry.operate.repair import Repair, Repaired
 from docferry.operate.verify import Verifier
+from docferry.outputs import writing
 
 __all__ = ["RECONCILING", "Checked", "Verification", "VerifiedMirror"]
 
@@ -91,13 +92,8 @@ class Verification:
         self._epoch = epoch
         self._output = output if output is None else output.resolve()
         self._anew = anew
-        try:
+        with nullcontext() if output is None else writing(output):
             self.findings = Findings(self._output, limit)
-        except OSError as error:
-            raise ConfigError(
-                f"the findings cannot be written to {output}: {error.strerror}",
-                remedy="Give --output a file that can be written.",
-            ) from error
         self.checked: list[Checked] = []
 
     def __enter__(self) -> Verification:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from docferry.aws.blueprint import blueprint, config_for_function, parse_keys
+from docferry.aws.blueprint import blueprint, config_for_function, parse_keys, policy_size
+from docferry.aws.deploy import secret_parameters
 from docferry.aws.keys import settle_keys
 from docferry.aws.template import template
 from docferry.config import Config, parse
@@ -99,7 +100,7 @@ def test_no_wildcard_resource_stands_without_its_reason(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_policies_name_their_actions(name: str) -> None:
     wild = [line.strip() for line in made(name).splitlines() if re.search(r"^ +(- |Action: ).*\w+:\w*\*", line)]
-    assert wild == ["Action: kms:*"], "the account's statement in the key's policy"
+    assert wild == ["Action: kms:*"] * 2, "the account's statement in the policies of both keys"
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -186,6 +187,25 @@ def test_the_database_may_invoke_the_function_and_nothing_else() -> None:
     )
 
 
+def test_what_stays_of_the_cluster_can_be_restored() -> None:
+    """A snapshot is worth nothing without the key that encrypts it."""
+    resources = _loaded("one")["Resources"]
+    cluster = resources["Cluster"]
+    assert cluster["DeletionPolicy"] == "Snapshot"
+    assert cluster["Properties"]["KmsKeyId"] == {"Fn::GetAtt": ["DatabaseKey", "Arn"]}
+    key = resources["DatabaseKey"]
+    # After a creation that failed there is nothing to restore.
+    assert (key["DeletionPolicy"], key["UpdateReplacePolicy"]) == ("RetainExceptOnCreate", "Retain")
+    users = [name for name, one in resources.items() if "DatabaseKey" in json.dumps(one.get("Properties", {}))]
+    assert users == ["Cluster"], "what needs it lives no longer than the stack"
+
+
+def test_writer_and_replica_are_in_two_zones() -> None:
+    resources = _loaded("one")["Resources"]
+    subnets = [resources[name]["Properties"]["AvailabilityZone"]["Fn::GetAtt"] for name in ("Writer", "Replica")]
+    assert subnets == [["PrivateSubnetA", "AvailabilityZone"], ["PrivateSubnetB", "AvailabilityZone"]]
+
+
 def test_the_internet_reaches_pgadmin_from_a_named_address_and_nothing_else() -> None:
     admitted = [
         (key, rule["CidrIp"], rule["FromPort"], rule["ToPort"])
@@ -195,6 +215,12 @@ def test_the_internet_reaches_pgadmin_from_a_named_address_and_nothing_else() ->
     ]
     assert admitted == [("HostSecurityGroup", {"Ref": "AccessCidr"}, 443, 443)]
     assert _loaded("one")["Parameters"]["AccessCidr"]["Default"] == "127.0.0.1/32"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_secret_parameters_are_recognised(name: str) -> None:
+    parameters = _loaded(name)["Parameters"]
+    assert secret_parameters(made(name)) == [key for key, one in parameters.items() if one.get("NoEcho")]
 
 
 def test_a_network_of_two_zones_with_two_subnets_each() -> None:
@@ -223,6 +249,16 @@ def test_the_configuration_goes_along_without_what_belongs_to_this_machine() -> 
     assert _loaded("one")["Parameters"]["FunctionName"]["Default"] == "shop-ferry"
 
 
+@pytest.mark.parametrize(
+    ("given", "owner"), [("", "docferry_triggers"), ('\n[source.triggers]\nowner = "our own"\n', "our own")]
+)
+def test_the_trigger_functions_are_not_the_administrators(given: str, owner: str) -> None:
+    text = CONFIGS["one"][0].replace("\n[target]", f"{given}\n[target]")
+    config = _config(text)
+    made_text = blueprint(config, text, {"public.orders": (("id", "N"),)}).config
+    assert tomllib.loads(made_text)["source"]["triggers"] == {"owner": owner}
+
+
 def test_a_long_configuration_lies_in_a_parameter() -> None:
     resources = _loaded("many")["Resources"]
     variables = resources["Function"]["Properties"]["Environment"]["Variables"]
@@ -234,8 +270,8 @@ def test_a_long_configuration_lies_in_a_parameter() -> None:
 
 
 def test_a_configuration_that_fits_nowhere_is_refused() -> None:
-    text = CONFIGS["one"][0] + "".join('\n[[mirrors]]\ntable = "public.' + "x" * 50 + f'_{n}"\n' for n in range(99))
-    text = text.replace('lists = ["items/item"]', f"lists = {['y' * 60 + str(n) for n in range(60)]}")
+    text = CONFIGS["one"][0] + "".join('\n[[mirrors]]\ntable = "public.' + "x" * 50 + f'_{n}"\n' for n in range(40))
+    text = text.replace('lists = ["items/item"]', f"lists = {['y' * 60 + str(n) for n in range(100)]}")
     config = _config(text)
     keys = settle_keys(config, [f"{mirror.table}=id:N" for mirror in config.mirrors], reachable=False)
     with pytest.raises(ConfigError, match="8,192"):
@@ -246,6 +282,96 @@ def test_too_many_mirrors_are_refused() -> None:
     text = CONFIGS["one"][0] + "".join(f'\n[[mirrors]]\ntable = "public.table_{n}"\n' for n in range(100))
     with pytest.raises(ConfigError, match="101 mirrors"):
         blueprint(_config(text), text, {})
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_size_of_the_policies_is_known_before_aws_counts_it(name: str) -> None:
+    """What blueprint() computes is what IAM would count, for the longest names there can be."""
+    text, given = CONFIGS[name]
+    config = _config(text)
+    plan = blueprint(config, text, settle_keys(config, given, reachable=False))
+    counted = max(_policy_characters(name).values())
+    assert 0 <= policy_size(plan.tables, "us-east-2") - counted < 300
+
+
+def _policy_characters(name: str) -> dict[str, int]:
+    """Of each role the characters of all its inline policies."""
+    resources = _loaded(name)["Resources"]
+    policies: dict[str, list[Any]] = {
+        key: [one["PolicyDocument"] for one in role["Properties"].get("Policies", [])]
+        for key, role in _of_type(name, "AWS::IAM::Role").items()
+    }
+    for one in _of_type(name, "AWS::IAM::Policy").values():
+        for role in one["Properties"]["Roles"]:
+            policies[role["Ref"]].append(one["Properties"]["PolicyDocument"])
+    return {
+        role: sum(len(json.dumps(_resolved(document, resources), separators=(",", ":"))) for document in documents)
+        for role, documents in policies.items()
+    }
+
+
+_ARN = "arn:aws:{}:ap-northeast-1:000000000000:"
+_SECRET = _ARN.format("secretsmanager") + "secret:" + "n" * 100
+_STACK = "s" * 128
+_REFERENCES = {
+    "AWS::AccountId": "0" * 12,
+    "AWS::Partition": "aws",
+    "AWS::Region": "ap-northeast-1",
+    "CodeBucket": "b" * 63,
+    "CodeKey": f"{_STACK}/{'f' * 64}.zip",
+    "ConfigParameter": f"{_STACK}.docferry.toml",
+    "DatabaseSecret": _SECRET,
+    "ExistingSecretArn": _SECRET,
+    "FunctionName": "f" * 64,
+    "PackageParameter": f"{_STACK}.package",
+    "PgAdminSecret": _SECRET,
+}
+
+
+_ARNS = {
+    "AWS::DynamoDB::Table": _ARN.format("dynamodb") + "table/{}",
+    "AWS::KMS::Key": _ARN.format("kms") + "key/" + "k" * 36,
+    "AWS::Lambda::Function": _ARN.format("lambda") + "function:" + "f" * 64,
+    "AWS::Logs::LogGroup": _ARN.format("logs") + "log-group:/aws/lambda/" + "f" * 64 + ":*",
+    "AWS::SQS::Queue": _ARN.format("sqs") + "q" * 80,
+    "AWS::SecretsManager::Secret": _SECRET,
+}
+
+
+def _resolved(value: Any, resources: dict[str, Any]) -> Any:
+    """A policy as IAM is given it, with the longest names."""
+    match value:
+        case {"Ref": name}:
+            return _REFERENCES[name]
+        case {"Fn::Sub": text}:
+            return re.sub(r"\$\{(.+?)\}", lambda match: _REFERENCES[match[1]], text)
+        case {"Fn::If": [_, *both]}:
+            return max((_resolved(one, resources) for one in both), key=lambda one: len(str(one)))
+        case {"Fn::GetAtt": [name, _]}:
+            return _ARNS[resources[name]["Type"]].format(resources[name]["Properties"].get("TableName"))
+        case dict():
+            return {key: _resolved(one, resources) for key, one in value.items()}
+        case list():
+            return [_resolved(one, resources) for one in value]
+        case _:
+            return value
+
+
+@pytest.mark.parametrize(("length", "most"), [(25, 100), (40, 84), (80, 59)])
+def test_mirrors_whose_names_fit_into_no_policy_are_refused(length: int, most: int) -> None:
+    def planned(count: int) -> None:
+        text = CONFIGS["one"][0].partition("[[mirrors]]")[0] + "".join(
+            f'\n[[mirrors]]\ntable = "public.t{n}"\ncollection = "{n:0{length}}"\n' for n in range(count)
+        )
+        config = _config(text)
+        blueprint(config, text, {mirror.table: (("id", "N"),) for mirror in config.mirrors})
+
+    planned(most)
+    with pytest.raises(ConfigError) as refused:
+        planned(most + 1)
+    if most < 100:
+        assert re.search(r"HostRole .* 10,\d{3} characters; IAM allows a role 10,240", str(refused.value))
+        assert "shorter names" in refused.value.remedy
 
 
 def test_replication_has_no_business_here() -> None:
