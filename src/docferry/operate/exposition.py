@@ -193,7 +193,7 @@ class MetricsPage:
         for table, count in sorted(self._metrics.backfills().items()):
             rows.add_metric([table], count.rows)
             total.add_metric([table], count.total)
-            active.add_metric([table], float(not count.done))
+            active.add_metric([table], float(count.active))
         yield from (rows, total, active)
 
     def _of_dead_letters(self) -> Iterator[Metric]:

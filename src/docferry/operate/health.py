@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from docferry.capture.contract import StreamState
 from docferry.config import hide_secrets
 from docferry.errors import DocferryError
-from docferry.metrics import Metrics
+from docferry.metrics import BackfillCount, Metrics
 
 __all__ = ["Check", "Health", "HealthLimits", "Watched"]
 
@@ -27,6 +27,10 @@ _STILL_TRYING = 120.0
 # Their steps are short, or show that they live; those of others may take as long as they like.
 _MAKES_TURNS = ("heartbeat", "sweeper", "backfills", "health")
 _AT_THE_TARGET = "See what the target answers, and its capacity; it is tried again by itself, nothing is lost."
+_LOCKED = (
+    "It goes on by itself. As a rule somebody holds a lock on the table: SELECT pid, pg_blocking_pids(pid) FROM "
+    "pg_stat_activity WHERE application_name = 'docferry backfill'."
+)
 _AT_THE_SOURCE = "Check that the source answers and takes our connections; the worker tries again by itself."
 
 
@@ -275,17 +279,29 @@ class Health:
         )
 
     def _backfills(self) -> Check:
-        failing = {
-            table: count for table, count in self._metrics.backfills().items() if count.failures >= _FAILED_BACKFILLS
-        }
-        if not failing:
-            return Check("backfills")
-        table, count = max(failing.items(), key=lambda one: one[1].failures)
-        return Check(
-            "backfills",
-            f"the backfill of {table} failed {count.failures} times in a row: {count.error}",
-            "See the worker's log; it tries again by itself, and goes on from its last page.",
-        )
+        """One that waits for a transaction, one that fails again and again, or one that gets no page done."""
+        now, limit = self._clock(), self.limits.stuck_after
+        for who, wait in self._metrics.waiting().items():
+            if now - wait.since > limit:
+                why = f"{who} has waited for {now - wait.since:.0f} s for {wait.for_whom}"
+                return Check("backfills", why, wait.remedy)
+        counts = self._metrics.backfills()
+        table, count = max(counts.items(), key=lambda one: one[1].failures, default=("", BackfillCount()))
+        if count.failures >= _FAILED_BACKFILLS:
+            return Check(
+                "backfills",
+                f"the backfill of {table} failed {count.failures} times in a row: {count.error}",
+                "See the worker's log; it tries again by itself, and goes on from its last page.",
+            )
+        # One at a time is under way. What it gets done at the target counts too: a page may be slow, and at its end
+        # it removes items without pages.
+        pulses = self._metrics.pulses.all().items()
+        written = max((pulse.moved for name, pulse in pulses if name.startswith("backfill")), default=0.0)
+        for table, count in counts.items():
+            still = now - max(count.moved, written)
+            if count.active and still > limit:
+                return Check("backfills", f"the backfill of {table} has got no page done for {still:.0f} s", _LOCKED)
+        return Check("backfills")
 
     def _dead_letters(self) -> Check:
         error = self._metrics.letters_error or self._letters_error

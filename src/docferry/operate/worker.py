@@ -152,7 +152,8 @@ class Worker:
         self._stopping.set()
 
     def _backfills(self) -> None:
-        for record in self._ledger.backfills(unfinished_only=True):
+        # Those that have begun first: they wait for nobody's transaction any more.
+        for record in sorted(self._ledger.backfills(unfinished_only=True), key=lambda one: one.version is None):
             if self._stopping.is_set():
                 return
             backfill = self._backfill_of(record)
@@ -161,6 +162,8 @@ class Worker:
                     backfill.run(record)
                 except TableGone as error:
                     _log.warning("no backfill of %s: %s", record.table, error)
+                finally:
+                    self._metrics.backfill_left(record.table)
 
     def _beat(self) -> None:
         self._hold()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -121,6 +122,45 @@ def test_a_backfill_that_goes_on_is_well_again() -> None:
         world.metrics.backfilled("public.t", 40, 100, done=False)
     assert "backfills" in world.wrong
     world.metrics.backfilled("public.t", 50, 100, done=False)
+    assert world.wrong == {}
+
+
+def test_a_population_that_waits_for_a_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    monkeypatch.setattr("docferry.metrics.time", SimpleNamespace(monotonic=lambda: world.now))
+    who = "the backfill of public.t"
+    world.metrics.waits(who, "pid 7", "end it")
+    world.later(50)
+    world.metrics.waits(who, "pid 8", "end that")
+    assert world.wrong == {}
+    world.later(11)
+    assert world.wrong == {"backfills": "the backfill of public.t has waited for 61 s for pid 8"}
+    assert [check.remedy for check in world.health.not_ready()] == ["end that"]
+    world.metrics.waits(who, "", "")
+    assert world.wrong == {}
+
+
+def test_a_backfill_that_gets_no_page_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    monkeypatch.setattr("docferry.metrics.time", SimpleNamespace(monotonic=lambda: world.now))
+    world.metrics.backfilled("public.t", 0, 100, done=False)
+    world.later(59)
+    assert world.wrong == {}
+    world.later(2)
+    assert world.wrong == {"backfills": "the backfill of public.t has got no page done for 61 s"}
+    world.pulse("backfill_0", moved=world.now)
+    assert world.wrong == {}, "a page is slow, and gets on"
+    world.later(61)
+    assert list(world.wrong) == ["backfills"]
+    world.metrics.backfilled("public.t", 10, 100, done=False)
+    assert world.wrong == {}
+    world.later(61)
+    world.metrics.backfill_left("public.t")
+    assert world.wrong == {}, "another process is at it, or its table is gone"
+    world.metrics.backfill_failed("public.t", "cut")
+    assert world.wrong == {}, "it has just begun again"
+    world.metrics.backfilled("public.t", 100, 100, done=True)
+    world.later(61)
     assert world.wrong == {}
 
 
