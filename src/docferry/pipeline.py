@@ -53,7 +53,6 @@ class _Job:
 
     changes: Sequence[Change]
     position: int | None
-    committed_at: datetime | None
     size: int
     alone: bool = False
     result: Future[list[Tombstone]] = field(default_factory=Future)
@@ -98,7 +97,6 @@ class Pipeline:
         self._trouble = ""
         self._gathering_since = 0
         self.watermark = 0
-        self.committed_at: datetime | None = None
         self.moved_at = time.monotonic()
 
     def run(self) -> None:
@@ -135,6 +133,14 @@ class Pipeline:
         seconds); None when nothing is."""
         jobs = tuple(self._jobs)
         return (sorted({change.relation.table for change in jobs[0].changes}), jobs[0].since) if jobs else None
+
+    @property
+    def oldest_commit(self) -> datetime | None:
+        """When the oldest of the changes was committed that have been read and are not found durable yet; None if there
+        are none, or nobody knows."""
+        gathered = self._gathered.changes
+        changes = next((job.changes for job in tuple(self._jobs) if job.changes), gathered)
+        return changes[0].committed_at if changes else None
 
     @property
     def not_streaming(self) -> str | None:
@@ -265,7 +271,6 @@ class Pipeline:
             self._tombstones.extend(tombstones)
             if job.position is not None:
                 position = job.position
-                self.committed_at = job.committed_at or self.committed_at
                 if self._tombstones:
                     self._on_confirmed(self._tombstones)
                     self._tombstones = []
@@ -295,7 +300,7 @@ def _jobs(delivery: Delivery) -> Iterator[_Job]:
     """A TRUNCATE goes alone; only the last job of a delivery carries its position."""
     if not delivery.changes:
         if delivery.position is not None:
-            yield _Job((), delivery.position, delivery.committed_at, 0)
+            yield _Job((), delivery.position, 0)
         return
     groups = [(alone, list(group)) for alone, group in groupby(delivery.changes, lambda c: c.op is Op.TRUNCATE)]
     for index, (alone, changes) in enumerate(groups):
@@ -303,7 +308,6 @@ def _jobs(delivery: Delivery) -> Iterator[_Job]:
         yield _Job(
             changes,
             delivery.position if last else None,
-            delivery.committed_at if last else None,
             sum(change.size for change in changes),
             alone,
         )

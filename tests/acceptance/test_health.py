@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -151,6 +154,9 @@ def test_a_target_that_is_away(ferry: Ferry, tmp_path: Path) -> None:
         ferry.eventually(lambda: "the worker is not ready: nothing has become durable" in attention(ferry))
         found = probe.metrics()
         assert found["docferry_in_flight_changes", ""] == 20
+        changed = time.monotonic()
+        ferry.eventually(lambda: time.monotonic() - changed > 2, what="a moment")
+        assert probe.metrics()["docferry_lag_seconds", ""] > 2
         assert found["docferry_retries_total", "public.orders"] > 0
         target.start()
         ferry.eventually(lambda: not probe.wrong(), what="readiness")
@@ -168,11 +174,36 @@ def test_a_source_that_is_away(postgres_server: EmbeddedPostgres, dynamodb: Embe
         ferry.eventually(lambda: {"stream", "source"} <= set(probe.wrong()), what="a source that is away")
         assert "does not stream" in probe.wrong()["stream"]
         assert probe.live()
-        assert probe.metrics()["docferry_worker_state", "connecting"] == 1
+        found = probe.metrics()
+        assert found["docferry_worker_state", "connecting"] == 1
+        # What is known is old: figures that would look well are left out, and the others grow.
+        assert [name for name, _ in found if name.startswith(("docferry_slot_", "docferry_lag_bytes"))] == []
+        ferry.eventually(lambda: probe.metrics()["docferry_source_seen_seconds", ""] > 5, what="a long silence")
+        assert probe.metrics()["docferry_lag_seconds", ""] > 5
         postgres_server.start()
         ferry.eventually(lambda: not probe.wrong(), what="readiness")
+        assert probe.metrics()["docferry_slot_state", "reserved"] == 1
+        ferry.eventually(lambda: probe.metrics()["docferry_lag_seconds", ""] == 0, what="everything there")
     finally:
         ferry.close()
+
+
+def test_a_backlog_that_the_source_has_not_sent(ferry: Ferry) -> None:
+    begin(ferry)
+    probe = Probe(ferry.start_worker(*LISTEN))
+    ferry.eventually(lambda: not probe.wrong(), what="readiness")
+    ferry.run("wait")
+    ferry.eventually(lambda: probe.metrics()["docferry_lag_seconds", ""] == 0, what="everything there")
+    [(sender,)] = ferry.query(f"SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{ferry.slot}'")
+    os.kill(sender, signal.SIGSTOP)
+    try:
+        ferry.execute("UPDATE orders SET note = 'meanwhile'")
+        ferry.eventually(lambda: probe.metrics()["docferry_lag_seconds", ""] > 3, what="a lag")
+        assert probe.metrics()["docferry_in_flight_changes", ""] == 0
+    finally:
+        os.kill(sender, signal.SIGCONT)
+    ferry.run("wait")
+    ferry.eventually(lambda: probe.metrics()["docferry_lag_seconds", ""] == 0, what="everything there")
 
 
 @pytest.mark.parametrize("prepared", [False, True])

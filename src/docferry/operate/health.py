@@ -6,12 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol
 
 from docferry.capture.contract import StreamState
 from docferry.config import hide_secrets
 from docferry.errors import DocferryError
 from docferry.metrics import BackfillCount, Metrics
+from docferry.operate.log_ends import LogEnds
 
 __all__ = ["Check", "Health", "HealthLimits", "Watched"]
 
@@ -69,6 +71,11 @@ class Watched(Protocol):
     """What is asked of the pipeline."""
 
     moved_at: float
+    watermark: int
+
+    @property
+    def oldest_commit(self) -> datetime | None:
+        """When the oldest of the changes was committed that have been read and are not found durable yet."""
 
     @property
     def in_flight(self) -> int:
@@ -92,7 +99,8 @@ class Health:
     ask nobody and answer at once.
 
     `state`: where the capture stands. `count_letters`: kept dead letters by table. `check_letters`: raises what would
-    keep new ones from being kept. `stopping`: whether it was told to stop. `clock`: monotonic seconds.
+    keep new ones from being kept. `stopping`: whether it was told to stop. `clock`: monotonic seconds; `today`: those
+    since 1970.
     """
 
     def __init__(
@@ -106,6 +114,7 @@ class Health:
         check_letters: Callable[[], None] = lambda: None,
         stopping: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
+        today: Callable[[], float] = time.time,
     ) -> None:
         self._pipeline = pipeline
         self._metrics = metrics
@@ -115,15 +124,18 @@ class Health:
         self._check_letters = check_letters
         self._stopping = stopping
         self._clock = clock
+        self._today = today
         self._began = clock()
         self._beaten = self._began
         self._looked = self._began
+        self._seen = self._began
+        self._last: StreamState | None = None
+        self._ends = LogEnds()
         self._moved_on = (0, self._began)
         self._source_error = ""
         self._letters_error = ""
         self._threads: Sequence[threading.Thread] = ()
         self._main = ""
-        self.stream: StreamState | None = None
         self.kept: Mapping[str, int] = {}
 
     # -- what the worker tells ----------------------------------------------------------------------------------------
@@ -140,11 +152,12 @@ class Health:
     def look(self) -> None:
         """Ask the source. Raises nothing: whoever looks on stops nothing."""
         try:
-            self.stream = self._ask_state()
-            self._source_error = "" if self.stream is not None else "the source has nothing to stream from any more"
+            stream = self._ask_state()
         except Exception as error:  # noqa: BLE001 - it is told by the check
             self._source_error = _said(error)
         else:
+            self._note(stream)
+            self._source_error = "" if stream is not None else "the source has nothing to stream from any more"
             try:
                 self.kept = dict(self._count_letters())
                 self._check_letters()
@@ -152,9 +165,48 @@ class Health:
             except Exception as error:  # noqa: BLE001 - it is told by the check
                 self._letters_error = _said(error)
         self._looked = self._clock()
-        confirmed = self.stream.confirmed if self.stream is not None else 0
-        if confirmed != self._moved_on[0] or (self.stream is not None and self.stream.lag == 0):
-            self._moved_on = (confirmed, self._looked)
+
+    def _note(self, stream: StreamState | None) -> None:
+        """What the source has answered."""
+        self._last, self._seen = stream, self._clock()
+        if stream is None:
+            return
+        if stream.unit == "bytes":
+            self._ends.saw(stream.current, self._seen)
+        if stream.confirmed != self._moved_on[0] or stream.lag == 0:
+            self._moved_on = (stream.confirmed, self._seen)
+
+    # -- how far it is ------------------------------------------------------------------------------------------------
+
+    @property
+    def stream(self) -> StreamState | None:
+        """Where the capture stood at the last look. None while the source is away: then nobody knows."""
+        return self._last if self._source().ok else None
+
+    @property
+    def source_seen(self) -> float:
+        """Seconds since the source has last answered."""
+        return self._clock() - self._seen
+
+    @property
+    def lag_seconds(self) -> float:
+        """How old the oldest change is that is not at the target, as well as it can be known from here.
+
+        Of changes that have been read it is known. What the source has yet to send is as old as the look that saw it
+        first, which may be one look too little. While the source is away there may be changes since it was last seen.
+        """
+        found = []
+        if (oldest := self._pipeline.oldest_commit) is not None:
+            found.append(self._today() - oldest.timestamp())
+        last = self._last
+        waiting = (last.oldest_seconds or 0.0) if last is not None else 0.0
+        found.append(waiting)
+        confirmed = last.confirmed if last is not None and last.unit == "bytes" else 0
+        if (since := self._ends.since(max(self._pipeline.watermark, confirmed))) is not None:
+            found.append(self._clock() - since)
+        if self.stream is None:
+            found.append(self.source_seen + waiting)
+        return round(max(found), 3)
 
     # -- the answers --------------------------------------------------------------------------------------------------
 
@@ -270,11 +322,12 @@ class Health:
         """Nothing is in flight: does anything come, when there is something to come?"""
         quiet = now - max(self._moved_on[1], self._pipeline.moved_at)
         limit = max(_QUIET_FACTOR * self.limits.stuck_after, _BEATS_MISSED * self.limits.heartbeat + _BEAT_SLACK)
-        if self.stream is None or self.stream.lag == 0 or quiet <= limit:
+        stream = self.stream
+        if stream is None or stream.lag == 0 or quiet <= limit:
             return Check("progress")
         return Check(
             "progress",
-            f"nothing has come for {quiet:.0f} s from a source that is {self.stream.lag:,} {self.stream.unit} ahead",
+            f"nothing has come for {quiet:.0f} s from a source that is {stream.lag:,} {stream.unit} ahead",
             "See what the server's WAL sender does (pg_stat_replication), or who holds the rows of the outbox.",
         )
 

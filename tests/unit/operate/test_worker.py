@@ -48,7 +48,6 @@ class Sweeper:
 
 class Pipeline:
     watermark = in_flight = 0
-    committed_at = None
 
     def __init__(self, until: threading.Event) -> None:
         self._until = until
