@@ -31,11 +31,13 @@ __all__ = ["Pipeline", "PipelineLimits"]
 
 _log = logging.getLogger(__name__)
 _BUSY = 2
+_MOST_JOBS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineLimits:
-    """`workers` jobs are applied at once; as many again may wait. `in_flight_bytes` bounds what is read ahead (R10).
+    """`workers` jobs are applied at once; as many again may wait for that, and any number that is durable for those in
+    front of it, within what `in_flight_bytes` allows. `in_flight_bytes` bounds what is read ahead (R10).
     While two jobs are under way, changes gather until they are `batch_changes` or `batch_bytes`: the busier the target,
     the larger the requests. `grace`: seconds that a stop waits for what is in flight."""
 
@@ -197,6 +199,8 @@ class Pipeline:
             self._capture.keep_alive(0)
             self._wait_for_head(0.5)
             self._confirm()
+        if self._jobs and not job.changes and not self._jobs[-1].changes:
+            self._jobs.pop()  # a later position says all that the one before said
         self._jobs.append(job)
         self._in_flight_bytes += job.size
         if job.changes:
@@ -253,8 +257,10 @@ class Pipeline:
     def _fits(self, job: _Job) -> bool:
         if job.alone or self._jobs[-1].alone:
             return False
+        # Those that are durable, and wait for one in front of them to be confirmed, take memory but nobody's time.
         return (
-            len(self._jobs) < 2 * self._limits.workers
+            len(self._jobs) < _MOST_JOBS
+            and sum(not one.result.done() for one in self._jobs) < 2 * self._limits.workers
             and self._in_flight_bytes + job.size <= self._limits.in_flight_bytes
         )
 

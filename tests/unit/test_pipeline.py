@@ -273,6 +273,22 @@ def test_so_many_jobs_and_no_more(start: Start, applier: GatedApplier) -> None:
     until(lambda: running.capture.confirmed[-1:] == [10], "all is done")
 
 
+def test_what_is_durable_behind_one_that_is_stuck_takes_no_room(start: Start, applier: GatedApplier) -> None:
+    """One collection that takes nothing must not keep the others', nor positions without changes."""
+    applier.hold(1)
+    script = [delivery(1, position=10)]
+    for number in range(2, 40):
+        script += [delivery(number, position=10 * number), delivery(position=10 * number + 1)]
+        script += [delivery(position=10 * number + 2)]
+    running = start(*script)
+    until(lambda: [39] in applier.started, "all others are applied")
+    until(lambda: running.pipeline.in_flight == 39, "all are in flight")
+    assert running.capture.confirmed in ([], [0])
+    assert len(running.pipeline._jobs) < 2 * 40
+    applier.let_go(1)
+    until(lambda: running.capture.confirmed[-1:] == [392], "all is confirmed")
+
+
 def test_so_many_bytes_and_no_more(start: Start, applier: GatedApplier) -> None:
     applier.hold(1, 2, 3, 4)
     sizes = {1: 400, 2: 500, 3: 200, 4: 5000}
