@@ -151,7 +151,14 @@ class App:
     def _ledger(self, epoch: int, *, local: bool = False) -> PostgresLedger:
         from docferry.capture.ledger import PostgresLedger
 
-        ledger = PostgresLedger(self.dsn, self.retry, epoch=epoch, by_triggers=self.by_triggers, local=local)
+        ledger = PostgresLedger(
+            self.dsn,
+            self.retry,
+            epoch=epoch,
+            by_triggers=self.by_triggers,
+            local=local,
+            on_waiting=self.metrics.waits,
+        )
         self._open.append(ledger)
         return ledger
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-__all__ = ["BackfillCount", "Histogram", "Metrics", "Pulse", "Pulses"]
+__all__ = ["BackfillCount", "Histogram", "Metrics", "Pulse", "Pulses", "Wait"]
 
 _WINDOW = 60.0
 _SAID_OF_A_PAGE = 2
@@ -94,15 +94,26 @@ class Pulses:
 
 @dataclass(frozen=True, slots=True)
 class BackfillCount:
-    """A backfill of this process. `total`: the planner's estimate. `said`: how often it has told how far it is since it
-    failed. `failures`: in a row, without a page in between; `error`: the newest."""
+    """A backfill of this process. `total`: the planner's estimate. `active`: it is under way. `said`: how often it has
+    told how far it is since it failed. `failures`: in a row, without a page in between; `error`: the newest.
+    `moved`: when it began, or last had a page more, in seconds of the monotonic clock."""
 
     rows: int = 0
     total: int = 0
-    done: bool = False
+    active: bool = True
     said: int = 0
     failures: int = 0
     error: str = ""
+    moved: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Somebody waits for somebody else's transaction `since`, in seconds of the monotonic clock."""
+
+    for_whom: str
+    remedy: str
+    since: float
 
 
 @dataclass(slots=True)
@@ -128,6 +139,7 @@ class Metrics:
         self._lock = threading.Lock()
         self._tables: dict[str, _Table] = defaultdict(_Table)
         self._backfills: dict[str, BackfillCount] = {}
+        self._waits: dict[str, Wait] = {}
         self._retried: dict[tuple[str, str], int] = defaultdict(int)
         self._throttled: dict[str, int] = defaultdict(int)
         self.latency = Histogram(_LATENCIES)
@@ -189,18 +201,38 @@ class Metrics:
         said = before.said + 1
         fails = before.failures > 0 and said < _SAID_OF_A_PAGE and not done
         failures, error = (before.failures, before.error) if fails else (0, "")
-        self._backfills[table] = BackfillCount(rows, total, done, said, failures, error)
+        moved = before.moved if fails else time.monotonic()
+        self._backfills[table] = BackfillCount(rows, total, not done, said, failures, error, moved)
 
     def backfill_failed(self, table: str, error: str) -> None:
         """A backfill was thrown back, and tries again."""
         before = self._backfills.get(table, BackfillCount())
-        self._backfills[table] = replace(before, done=False, said=0, failures=before.failures + 1, error=error)
+        moved = before.moved if before.active else time.monotonic()
+        failures = before.failures + 1
+        self._backfills[table] = replace(before, active=True, said=0, failures=failures, error=error, moved=moved)
+
+    def backfill_left(self, table: str) -> None:
+        """This process is not at it any more, whether it came to its end or not."""
+        if (before := self._backfills.get(table)) is not None:
+            self._backfills[table] = replace(before, active=False, said=0, failures=0, error="")
+
+    def waits(self, who: str, for_whom: str, remedy: str) -> None:
+        """`who` waits for a transaction of `for_whom`; no more if that is empty."""
+        if not for_whom:
+            self._waits.pop(who, None)
+            return
+        before = self._waits.get(who)
+        self._waits[who] = Wait(for_whom, remedy, time.monotonic() if before is None else before.since)
 
     # -- looking on ---------------------------------------------------------------------------------------------------
 
     def backfills(self) -> dict[str, BackfillCount]:
         """Those of this process, by table."""
         return dict(self._backfills)
+
+    def waiting(self) -> dict[str, Wait]:
+        """Who waits for somebody's transaction."""
+        return dict(self._waits)
 
     def retries(self) -> tuple[dict[tuple[str, str], int], dict[str, int]]:
         """Pauses before another attempt by (collection, reason), and writes that were throttled by collection."""

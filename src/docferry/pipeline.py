@@ -31,11 +31,13 @@ __all__ = ["Pipeline", "PipelineLimits"]
 
 _log = logging.getLogger(__name__)
 _BUSY = 2
+_MOST_JOBS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineLimits:
-    """`workers` jobs are applied at once; as many again may wait. `in_flight_bytes` bounds what is read ahead (R10).
+    """`workers` jobs are applied at once; as many again may wait for that, and any number that is durable for those in
+    front of it, within what `in_flight_bytes` allows. `in_flight_bytes` bounds what is read ahead (R10).
     While two jobs are under way, changes gather until they are `batch_changes` or `batch_bytes`: the busier the target,
     the larger the requests. `grace`: seconds that a stop waits for what is in flight."""
 
@@ -53,7 +55,6 @@ class _Job:
 
     changes: Sequence[Change]
     position: int | None
-    committed_at: datetime | None
     size: int
     alone: bool = False
     result: Future[list[Tombstone]] = field(default_factory=Future)
@@ -98,7 +99,6 @@ class Pipeline:
         self._trouble = ""
         self._gathering_since = 0
         self.watermark = 0
-        self.committed_at: datetime | None = None
         self.moved_at = time.monotonic()
 
     def run(self) -> None:
@@ -135,6 +135,14 @@ class Pipeline:
         seconds); None when nothing is."""
         jobs = tuple(self._jobs)
         return (sorted({change.relation.table for change in jobs[0].changes}), jobs[0].since) if jobs else None
+
+    @property
+    def oldest_commit(self) -> datetime | None:
+        """When the oldest of the changes was committed that have been read and are not found durable yet; None if there
+        are none, or nobody knows."""
+        gathered = self._gathered.changes
+        changes = next((job.changes for job in tuple(self._jobs) if job.changes), gathered)
+        return changes[0].committed_at if changes else None
 
     @property
     def not_streaming(self) -> str | None:
@@ -191,6 +199,8 @@ class Pipeline:
             self._capture.keep_alive(0)
             self._wait_for_head(0.5)
             self._confirm()
+        if self._jobs and not job.changes and not self._jobs[-1].changes:
+            self._jobs.pop()  # a later position says all that the one before said
         self._jobs.append(job)
         self._in_flight_bytes += job.size
         if job.changes:
@@ -247,8 +257,10 @@ class Pipeline:
     def _fits(self, job: _Job) -> bool:
         if job.alone or self._jobs[-1].alone:
             return False
+        # Those that are durable, and wait for one in front of them to be confirmed, take memory but nobody's time.
         return (
-            len(self._jobs) < 2 * self._limits.workers
+            len(self._jobs) < _MOST_JOBS
+            and sum(not one.result.done() for one in self._jobs) < 2 * self._limits.workers
             and self._in_flight_bytes + job.size <= self._limits.in_flight_bytes
         )
 
@@ -265,7 +277,6 @@ class Pipeline:
             self._tombstones.extend(tombstones)
             if job.position is not None:
                 position = job.position
-                self.committed_at = job.committed_at or self.committed_at
                 if self._tombstones:
                     self._on_confirmed(self._tombstones)
                     self._tombstones = []
@@ -295,7 +306,7 @@ def _jobs(delivery: Delivery) -> Iterator[_Job]:
     """A TRUNCATE goes alone; only the last job of a delivery carries its position."""
     if not delivery.changes:
         if delivery.position is not None:
-            yield _Job((), delivery.position, delivery.committed_at, 0)
+            yield _Job((), delivery.position, 0)
         return
     groups = [(alone, list(group)) for alone, group in groupby(delivery.changes, lambda c: c.op is Op.TRUNCATE)]
     for index, (alone, changes) in enumerate(groups):
@@ -303,7 +314,6 @@ def _jobs(delivery: Delivery) -> Iterator[_Job]:
         yield _Job(
             changes,
             delivery.position if last else None,
-            delivery.committed_at if last else None,
             sum(change.size for change in changes),
             alone,
         )

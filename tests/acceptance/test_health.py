@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psycopg
+import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.parser import text_string_to_metric_families
@@ -150,6 +155,9 @@ def test_a_target_that_is_away(ferry: Ferry, tmp_path: Path) -> None:
         ferry.eventually(lambda: "the worker is not ready: nothing has become durable" in attention(ferry))
         found = probe.metrics()
         assert found["docferry_in_flight_changes", ""] == 20
+        changed = time.monotonic()
+        ferry.eventually(lambda: time.monotonic() - changed > 2, what="a moment")
+        assert probe.metrics()["docferry_lag_seconds", ""] > 2
         assert found["docferry_retries_total", "public.orders"] > 0
         target.start()
         ferry.eventually(lambda: not probe.wrong(), what="readiness")
@@ -167,11 +175,83 @@ def test_a_source_that_is_away(postgres_server: EmbeddedPostgres, dynamodb: Embe
         ferry.eventually(lambda: {"stream", "source"} <= set(probe.wrong()), what="a source that is away")
         assert "does not stream" in probe.wrong()["stream"]
         assert probe.live()
-        assert probe.metrics()["docferry_worker_state", "connecting"] == 1
+        found = probe.metrics()
+        assert found["docferry_worker_state", "connecting"] == 1
+        # What is known is old: figures that would look well are left out, and the others grow.
+        assert [name for name, _ in found if name.startswith(("docferry_slot_", "docferry_lag_bytes"))] == []
+        ferry.eventually(lambda: probe.metrics()["docferry_source_seen_seconds", ""] > 5, what="a long silence")
+        assert probe.metrics()["docferry_lag_seconds", ""] > 5
         postgres_server.start()
         ferry.eventually(lambda: not probe.wrong(), what="readiness")
+        assert probe.metrics()["docferry_slot_state", "reserved"] == 1
+        ferry.eventually(lambda: probe.metrics()["docferry_lag_seconds", ""] == 0, what="everything there")
     finally:
         ferry.close()
+
+
+def test_a_backlog_that_the_source_has_not_sent(ferry: Ferry) -> None:
+    begin(ferry)
+    probe = Probe(ferry.start_worker(*LISTEN))
+    ferry.eventually(lambda: not probe.wrong(), what="readiness")
+    ferry.run("wait")
+    ferry.eventually(lambda: probe.metrics()["docferry_lag_seconds", ""] == 0, what="everything there")
+    [(sender,)] = ferry.query(f"SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{ferry.slot}'")
+    os.kill(sender, signal.SIGSTOP)
+    try:
+        ferry.execute("UPDATE orders SET note = 'meanwhile'")
+        ferry.eventually(lambda: probe.metrics()["docferry_lag_seconds", ""] > 3, what="a lag")
+        assert probe.metrics()["docferry_in_flight_changes", ""] == 0
+    finally:
+        os.kill(sender, signal.SIGCONT)
+    ferry.run("wait")
+    ferry.eventually(lambda: probe.metrics()["docferry_lag_seconds", ""] == 0, what="everything there")
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_population_that_waits_for_a_transaction(ferry: Ferry, *, prepared: bool) -> None:
+    """Of whatever table: it may have written what no page shows."""
+    begin(ferry)
+    ferry.execute("CREATE TABLE elsewhere (id int)")
+    with psycopg.connect(ferry.dsn) as other:
+        other.execute("INSERT INTO elsewhere VALUES (1)")
+        ((pid,),) = other.execute("SELECT pg_backend_pid()").fetchall()
+        name, remedy = f"of pid {pid} ", f"pg_terminate_backend({pid})"
+        if prepared:
+            name, remedy = "prepared transaction 'o''clock'", "ROLLBACK PREPARED 'o''clock'"
+            other.execute("PREPARE TRANSACTION 'o''clock'")
+            other.commit()
+        probe = Probe(ferry.start_worker(*LISTEN))
+        ferry.eventually(lambda: "backfills" in probe.wrong(), what="a population that waits")
+        assert "the backfill of public.orders has waited for " in probe.wrong()["backfills"]
+        assert name in probe.wrong()["backfills"]
+        assert probe.live()
+        assert not ferry.items("orders")
+        ferry.eventually(lambda: name in attention(ferry))
+        [said] = [one for one in ferry.json("status")["attention"] if name in one["problem"]]
+        assert remedy in said["remedy"]
+        if prepared:
+            ferry.execute("ROLLBACK PREPARED 'o''clock'")
+        else:
+            other.rollback()
+        ferry.eventually(lambda: not probe.wrong(), what="readiness")
+    ferry.run("wait")
+    assert len(ferry.items("orders")) == 20
+
+
+def test_a_table_that_somebody_locks(ferry: Ferry) -> None:
+    begin(ferry)
+    ferry.run("run", "--once")
+    probe = Probe(ferry.start_worker(*LISTEN))
+    ferry.eventually(lambda: not probe.wrong(), what="readiness")
+    with psycopg.connect(ferry.dsn) as other:
+        other.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
+        # The lock's transaction would be waited for before L0 is taken.
+        ferry.execute("UPDATE docferry.backfills SET state = 'running', done_key = NULL, rows_done = 0")
+        ferry.eventually(lambda: "backfills" in probe.wrong(), what="a page that waits")
+        assert "the backfill of public.orders has got no page done for " in probe.wrong()["backfills"]
+        assert probe.live()
+        ferry.eventually(lambda: "has got no page done" in attention(ferry))
+    ferry.eventually(lambda: not probe.wrong(), what="readiness")
 
 
 def test_without_listening_nothing_of_it_is_imported(ferry: Ferry) -> None:

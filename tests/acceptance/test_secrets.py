@@ -103,7 +103,13 @@ def _dsns(host: str, port: int, password: str, encoded: str, quoted: str) -> dic
         "parameter": f"postgresql://secretive@{host}:{port}/postgres?password={encoded}&sslpassword={KEY_PASSWORD}",
         "not encoded": f"postgresql://secretive:{password}@{host}:{port}/postgres",
         "slash": f"postgresql://secretive:{password.replace('@', '/')}@{host}:{port}/postgres",
+        "percent": f"postgresql://secretive:Sentinel%zz@{host}:{port}/postgres",
+        "space": f"postgresql://secretive:Sentinel Sentinel@{host}:{port}/postgres",
+        "space in a parameter": f"postgresql://secretive@{host}:{port}/postgres?password={password}",
+        "percent in a parameter": f"postgresql://secretive@{host}:{port}/postgres?password=Sentinel%zz",
+        "no at": f"postgresql://secretive:Sentinel/postgres?host={host}",
         "words": f"{words} password='{quoted}' sslpassword={KEY_PASSWORD}",
+        "not quoted": f"{words} password=Sentinel Sentinel",
         "broken": f"{words} password='{quoted}",
         "environment": words,
     }
@@ -136,6 +142,26 @@ def test_where_it_fails(secretive: Ferry, server: EmbeddedPostgres, monkeypatch:
     assert "password authentication failed" in said
     assert "Connection refused" in said
     assert "no.invalid" in said
+
+
+UNREADABLE = ("percent", "space", "space in a parameter", "percent in a parameter", "no at", "not quoted", "broken")
+
+
+@pytest.mark.parametrize("form", UNREADABLE)
+def test_a_connection_string_that_cannot_be_read(
+    form: str, ferry: Ferry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """libpq quotes what it cannot read, which may be the bare password."""
+    monkeypatch.chdir(ferry.directory)
+    dsn = _dsns("h", 1, PASSWORD, ENCODED, QUOTED)[form]
+    _configure(ferry, dsn)
+    monkeypatch.setenv("DOCFERRY_SOURCE_DSN", dsn)
+    for command in (["status"], ["wait", "--timeout", "1"], ["run", "--once"], ["init", "-o", "-"]):
+        for more in (["--debug"], ["--debug", "--log-format", "json"], ["--json"]):
+            done = CliRunner().invoke(docferry, [*command, *more])
+            assert done.exit_code == 2, (command, done.output)
+            assert traces(done.output + caplog.text) == [], (command, done.output)
+            assert "--debug" not in more or "Traceback" in done.output
 
 
 def test_where_the_target_fails(secretive: Ferry, server: EmbeddedPostgres) -> None:

@@ -188,6 +188,32 @@ def test_it_waits_for_transactions_that_are_open(things: Ferry, waits: threading
     things.assert_same("public.things")
 
 
+def test_it_lives_while_the_table_is_locked(things: Ferry) -> None:
+    """Behind a long ALTER TABLE, say: a new process could do no more."""
+    backfill(things)
+    things.execute("UPDATE docferry.backfills SET state = 'running', done_key = NULL, rows_done = 0")
+    with things.another() as other:
+        other.execute("LOCK TABLE things IN ACCESS EXCLUSIVE MODE")
+        things.start()
+        until(lambda: _is_blocked(things), "a page is waited for")
+        assert things._app is not None
+        pulses = things._app.metrics.pulses
+        before = pulses.all()["backfills"].beat
+        until(lambda: pulses.all()["backfills"].beat > before, "a turn")
+        assert _is_blocked(things)
+        assert things.backfills()[0].state is BackfillState.RUNNING
+    until(lambda: things.backfills()[0].state is BackfillState.DONE, "the backfill is done")
+
+
+def _is_blocked(ferry: Ferry) -> bool:
+    return bool(
+        ferry.query(
+            "SELECT FROM pg_stat_activity WHERE application_name = 'docferry backfill' "
+            "AND datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0"
+        )
+    )
+
+
 @pytest.mark.parametrize("which", ["newest", "among others"])
 def test_every_transaction_that_wrote_before_is_running(things: Ferry, which: str) -> None:
     """Also the newest of all, which a snapshot does not list."""

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from datetime import UTC, datetime
 from typing import cast
 
 import pytest
@@ -266,6 +267,22 @@ def test_so_many_jobs_and_no_more(start: Start, applier: GatedApplier) -> None:
     until(lambda: running.capture.confirmed[-1:] == [10], "all is done")
 
 
+def test_what_is_durable_behind_one_that_is_stuck_takes_no_room(start: Start, applier: GatedApplier) -> None:
+    """One collection that takes nothing must not keep the others', nor positions without changes."""
+    applier.hold(1)
+    script = [delivery(1, position=10)]
+    for number in range(2, 40):
+        script += [delivery(number, position=10 * number), delivery(position=10 * number + 1)]
+        script += [delivery(position=10 * number + 2)]
+    running = start(*script)
+    until(lambda: [39] in applier.started, "all others are applied")
+    until(lambda: running.pipeline.in_flight == 39, "all are in flight")
+    assert running.capture.confirmed in ([], [0])
+    assert len(running.pipeline._jobs) < 2 * 40
+    applier.let_go(1)
+    until(lambda: running.capture.confirmed[-1:] == [392], "all is confirmed")
+
+
 def test_so_many_bytes_and_no_more(start: Start, applier: GatedApplier) -> None:
     applier.hold(1, 2, 3, 4)
     sizes = {1: 400, 2: 500, 3: 200, 4: 5000}
@@ -434,7 +451,9 @@ def test_what_found_no_room_before_the_stop_is_not_confirmed(start: Start, appli
 
 def test_who_looks_on_sees_what_is_in_flight_and_why_it_does_not_stream(start: Start, applier: GatedApplier) -> None:
     applier.hold(1)
-    running = start(SourceUnavailable("no answer"), delivery(1, 2, position=10, size=7))
+    committed_at = datetime(2025, 1, 20, 9, 30, tzinfo=UTC)
+    changes = [Change(Op.INSERT, T, (), None, make_version(1, 1), 0, committed_at, 7), change(2, size=7)]
+    running = start(SourceUnavailable("no answer"), Delivery(changes, 10, None, 14))
     pipeline = running.pipeline
     until(lambda: applier.started, "a job runs")
     assert pipeline.not_streaming is None
@@ -444,9 +463,11 @@ def test_who_looks_on_sees_what_is_in_flight_and_why_it_does_not_stream(start: S
     assert tables == ["public.t"]
     assert since <= time.monotonic()
     assert (pipeline.in_flight, pipeline.in_flight_bytes) == (2, 14)
+    assert pipeline.oldest_commit == committed_at
     applier.let_go(1)
     until(lambda: running.capture.confirmed == [10], "it is confirmed")
     until(lambda: pipeline.head is None, "nothing is left in front")
+    until(lambda: pipeline.oldest_commit is None, "nor older")
     assert pipeline.moved_at >= since
     assert running.metrics.job_changes.snapshot()[1] == 2
     assert any(name.startswith("apply") for name in running.metrics.pulses.all())

@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 
 from docferry.capture.contract import BackfillRecord, BackfillState, Columns, KeyTexts, MirrorRecord
 from docferry.capture.heartbeats import Heartbeats
-from docferry.capture.running import RUNNING, running
+from docferry.capture.running import RUNNING, holder, running
 from docferry.change.model import NUMBER_STEP, make_version
 from docferry.errors import AlreadyRunning, Interrupted
 from docferry.failpoints import boundary
@@ -61,17 +61,26 @@ class PostgresLedger:
 
     `by_triggers`: positions come from docferry's sequence instead of the log, and several workers may run, each under a
     name of its own. `local`: commits wait for no standby. What a failover loses of a worker's statements is found
-    again, and lies behind a new epoch; what begins an epoch must not be lost.
+    again, and lies behind a new epoch; what begins an epoch must not be lost. `on_waiting(who, for_whom, remedy)`: is
+    told again and again for whose transaction somebody waits, and, with empty text, that he does so no more.
     """
 
     def __init__(
-        self, dsn: str, retry: Retry, *, epoch: int = 0, by_triggers: bool = False, local: bool = False
+        self,
+        dsn: str,
+        retry: Retry,
+        *,
+        epoch: int = 0,
+        by_triggers: bool = False,
+        local: bool = False,
+        on_waiting: Callable[[str, str, str], None] = lambda *_: None,
     ) -> None:
         self._dsn = dsn
         self._retry = retry
         self._epoch = epoch
         self._by_triggers = by_triggers
         self._local = local
+        self._on_waiting = on_waiting
         self._worker = f"worker {uuid.uuid4().hex[:12]}" if by_triggers else "worker"
         self._heartbeats = Heartbeats(dsn)
         self._lock = threading.RLock()
@@ -216,31 +225,30 @@ class PostgresLedger:
             self._run("flush_positions")
         else:
             (position,) = self._one("start_position")
-        waiting = running(self._all)  # after the position: what wrote before it had its id by then
+        try:
+            self._wait_for_all(who, running(self._all))  # after the position: what wrote before it had its id by then
+        finally:
+            self._on_waiting(who, "", "")
+        # A position of the sequence is nobody else's; a later change may start at the very LSN that was read.
+        return make_version(self._epoch, int(position), 0 if self._by_triggers else NUMBER_STEP - 1)
+
+    def _wait_for_all(self, who: str, transactions: list[str]) -> None:
+        """Until all of these have ended and are visible."""
         pause, said_at = 0.005, time.monotonic()
-        while waiting:
-            rows = self._all("in_progress", (waiting,))
-            waiting = [row[0] for row in rows]
-            if not waiting:
+        while transactions:
+            rows = self._all("in_progress", (transactions,))
+            transactions = [row[0] for row in rows]
+            if not transactions:
                 break
+            for_whom, remedy = holder(*rows[0])
+            self._on_waiting(who, for_whom, remedy)
             if time.monotonic() - said_at > 5:
                 said_at = time.monotonic()
-                xid, pid, gid, application, _, since = rows[0]
-                holder = f"prepared transaction {gid!r}" if gid else f"pid {pid or 'unknown'} ({application})"
-                _log.warning(
-                    "%s waits for %d transaction(s) to end, first %s of %s, open since %s",
-                    who,
-                    len(rows),
-                    xid,
-                    holder,
-                    since,
-                )
+                _log.warning("%s waits for %d transaction(s) to end, first %s", who, len(rows), for_whom)
             self._retry.on_wait()
             if self._retry.stop.wait(pause):
                 raise Interrupted("stopped while waiting for transactions to end")
             pause = min(pause * 2, 0.5)
-        # A position of the sequence is nobody else's; a later change may start at the very LSN that was read.
-        return make_version(self._epoch, int(position), 0 if self._by_triggers else NUMBER_STEP - 1)
 
     # -- locks --------------------------------------------------------------------------------------------------------
 

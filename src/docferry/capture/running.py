@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from docferry.source.statements import load
 
-__all__ = ["RUNNING", "running"]
+__all__ = ["RUNNING", "holder", "running"]
 
 RUNNING: Final = load("running.sql")
 """The statements that `running` needs."""
@@ -26,3 +26,23 @@ def running(execute: Callable[[str], Sequence[tuple[Any, ...]]]) -> list[str]:
     execute("end_a_transaction")
     ((snapshot,),) = execute("snapshot")
     return [one for one in str(snapshot).split(":")[2].split(",") if one]
+
+
+def holder(xid: str, pid: str, gid: str, application: str, _database: str, since: str | None) -> tuple[str, str]:
+    """Who holds a transaction, and what to do about it; of a row of the statement `in_progress`, whose texts are empty
+    where the server does not tell."""
+    if gid:
+        quoted = "'" + gid.replace("'", "''") + "'"
+        return (
+            f"the prepared transaction {quoted}, open since {since}",
+            f"Ask its transaction manager; then COMMIT PREPARED {quoted} or ROLLBACK PREPARED {quoted}.",
+        )
+    if not pid:
+        return (
+            f"transaction {xid} of a session that docferry's role may not see",
+            "GRANT pg_monitor to docferry's role, and it is named here; end it with COMMIT or ROLLBACK.",
+        )
+    return (
+        f"transaction {xid} of pid {pid} ({application or 'no application name'}), open since {since}",
+        f"End it with COMMIT or ROLLBACK in its session, or by pg_terminate_backend({pid}) from another one.",
+    )

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -36,6 +36,7 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _ORPHANS_AT_ONCE = 100
 _FOLLOW_SECONDS = 0.5
+_STEP = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +170,11 @@ class Backfill:
             still_held = stack.enter_context(self._ledger.old_writes())
             scout = self._readers()
             stack.callback(scout.close)
+            scouting = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="backfill_scout"))
             if record.state is BackfillState.REQUESTED or record.version is None:
-                record = self._ledger.start_backfill(record, self._ledger.take_start_version(), scout.estimate())
+                version = self._ledger.take_start_version(f"the backfill of {record.table}")
+                rows_estimate = self._patiently(scouting.submit(scout.estimate))
+                record = self._ledger.start_backfill(record, version, rows_estimate)
             _log.info(
                 "backfill of %s: about %s rows, %d done",
                 record.table,
@@ -179,11 +183,26 @@ class Backfill:
                 extra={"table": record.table, "version": record.version, "rows": record.rows_done},
             )
             self._on_progress(Progress(record.table, record.rows_done, record.rows_estimate or 0))
-            rows = self._pages(record, scout, still_held)
+            rows = self._pages(record, scout, scouting, still_held)
             self._finish(record, rows, still_held)
         return True
 
-    def _pages(self, record: BackfillRecord, scout: PageReader, still_held: Callable[[], None]) -> int:
+    def _patiently(self, work: Future[_T]) -> _T:
+        """The result of what another thread is at. It may wait for long, behind a lock on the table for example; this
+        one shows meanwhile that it lives."""
+        while not work.done():
+            with suppress(TimeoutError):
+                work.result(_STEP)
+            self._retry.on_wait()
+        return work.result()
+
+    def _pages(
+        self,
+        record: BackfillRecord,
+        scout: PageReader,
+        scouting: ThreadPoolExecutor,
+        still_held: Callable[[], None],
+    ) -> int:
         """Write all pages that are not durable yet; returns the number of rows from the first one on."""
         readers: list[PageReader] = []
         idle: deque[PageReader] = deque()
@@ -214,12 +233,12 @@ class Backfill:
             try:
                 while pages or not exhausted:
                     while not exhausted and len(pages) < 2 * self._limits.workers:
-                        upto = scout.boundary(after, self._limits.page_rows)
+                        upto = self._patiently(scouting.submit(scout.boundary, after, self._limits.page_rows))
                         pages.append(_Page(upto, pool.submit(page, after, upto)))
                         exhausted = upto is None
                         after = upto
                     first = pages.popleft()
-                    rows += first.result.result()
+                    rows += self._patiently(first.result)
                     self._on_progress(Progress(record.table, rows, max(rows, record.rows_estimate or 0)))
                     if first.upto is not None and time.monotonic() - saved_at > 0.5:
                         still_held()

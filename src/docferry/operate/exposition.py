@@ -155,12 +155,15 @@ class MetricsPage:
     def _of_stream(self) -> Iterator[Metric]:
         yield GaugeMetricFamily(
             "docferry_lag_seconds",
-            "Age of the newest confirmed transaction while changes are in flight, else 0.",
+            "Age of the oldest change that is not at the target, as well as it is known.",
             self._lag_seconds(),
+        )
+        yield GaugeMetricFamily(
+            "docferry_source_seen_seconds", "Seconds since the source has last answered.", self._health.source_seen
         )
         stream = self._health.stream
         if stream is None:
-            return
+            return  # old figures would say that all is well
         yield GaugeMetricFamily("docferry_watermark_position", "The confirmed position.", float(stream.confirmed))
         if stream.unit == "changes":
             yield GaugeMetricFamily("docferry_outbox_changes", "Changes that wait in the outbox.", float(stream.lag))
@@ -193,10 +196,12 @@ class MetricsPage:
         for table, count in sorted(self._metrics.backfills().items()):
             rows.add_metric([table], count.rows)
             total.add_metric([table], count.total)
-            active.add_metric([table], float(not count.done))
+            active.add_metric([table], float(count.active))
         yield from (rows, total, active)
 
     def _of_dead_letters(self) -> Iterator[Metric]:
+        if self._health.stream is None:
+            return
         kept = GaugeMetricFamily("docferry_dead_letters_kept", "Dead letters in the source.", labels=["table"])
         found = self._health.kept
         for table in sorted({*found, *self._collections.values()}):

@@ -6,12 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol
 
 from docferry.capture.contract import StreamState
 from docferry.config import hide_secrets
 from docferry.errors import DocferryError
-from docferry.metrics import Metrics
+from docferry.metrics import BackfillCount, Metrics
+from docferry.operate.log_ends import LogEnds
 
 __all__ = ["Check", "Health", "HealthLimits", "Watched"]
 
@@ -27,6 +29,10 @@ _STILL_TRYING = 120.0
 # Their steps are short, or show that they live; those of others may take as long as they like.
 _MAKES_TURNS = ("heartbeat", "sweeper", "backfills", "health")
 _AT_THE_TARGET = "See what the target answers, and its capacity; it is tried again by itself, nothing is lost."
+_LOCKED = (
+    "It goes on by itself. As a rule somebody holds a lock on the table: SELECT pid, pg_blocking_pids(pid) FROM "
+    "pg_stat_activity WHERE application_name = 'docferry backfill'."
+)
 _AT_THE_SOURCE = "Check that the source answers and takes our connections; the worker tries again by itself."
 
 
@@ -65,6 +71,11 @@ class Watched(Protocol):
     """What is asked of the pipeline."""
 
     moved_at: float
+    watermark: int
+
+    @property
+    def oldest_commit(self) -> datetime | None:
+        """When the oldest of the changes was committed that have been read and are not found durable yet."""
 
     @property
     def in_flight(self) -> int:
@@ -88,7 +99,8 @@ class Health:
     ask nobody and answer at once.
 
     `state`: where the capture stands. `count_letters`: kept dead letters by table. `check_letters`: raises what would
-    keep new ones from being kept. `stopping`: whether it was told to stop. `clock`: monotonic seconds.
+    keep new ones from being kept. `stopping`: whether it was told to stop. `clock`: monotonic seconds; `today`: those
+    since 1970.
     """
 
     def __init__(
@@ -102,6 +114,7 @@ class Health:
         check_letters: Callable[[], None] = lambda: None,
         stopping: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
+        today: Callable[[], float] = time.time,
     ) -> None:
         self._pipeline = pipeline
         self._metrics = metrics
@@ -111,15 +124,18 @@ class Health:
         self._check_letters = check_letters
         self._stopping = stopping
         self._clock = clock
+        self._today = today
         self._began = clock()
         self._beaten = self._began
         self._looked = self._began
+        self._seen = self._began
+        self._last: StreamState | None = None
+        self._ends = LogEnds()
         self._moved_on = (0, self._began)
         self._source_error = ""
         self._letters_error = ""
         self._threads: Sequence[threading.Thread] = ()
         self._main = ""
-        self.stream: StreamState | None = None
         self.kept: Mapping[str, int] = {}
 
     # -- what the worker tells ----------------------------------------------------------------------------------------
@@ -136,11 +152,12 @@ class Health:
     def look(self) -> None:
         """Ask the source. Raises nothing: whoever looks on stops nothing."""
         try:
-            self.stream = self._ask_state()
-            self._source_error = "" if self.stream is not None else "the source has nothing to stream from any more"
+            stream = self._ask_state()
         except Exception as error:  # noqa: BLE001 - it is told by the check
             self._source_error = _said(error)
         else:
+            self._note(stream)
+            self._source_error = "" if stream is not None else "the source has nothing to stream from any more"
             try:
                 self.kept = dict(self._count_letters())
                 self._check_letters()
@@ -148,9 +165,48 @@ class Health:
             except Exception as error:  # noqa: BLE001 - it is told by the check
                 self._letters_error = _said(error)
         self._looked = self._clock()
-        confirmed = self.stream.confirmed if self.stream is not None else 0
-        if confirmed != self._moved_on[0] or (self.stream is not None and self.stream.lag == 0):
-            self._moved_on = (confirmed, self._looked)
+
+    def _note(self, stream: StreamState | None) -> None:
+        """What the source has answered."""
+        self._last, self._seen = stream, self._clock()
+        if stream is None:
+            return
+        if stream.unit == "bytes":
+            self._ends.saw(stream.current, self._seen)
+        if stream.confirmed != self._moved_on[0] or stream.lag == 0:
+            self._moved_on = (stream.confirmed, self._seen)
+
+    # -- how far it is ------------------------------------------------------------------------------------------------
+
+    @property
+    def stream(self) -> StreamState | None:
+        """Where the capture stood at the last look. None while the source is away: then nobody knows."""
+        return self._last if self._source().ok else None
+
+    @property
+    def source_seen(self) -> float:
+        """Seconds since the source has last answered."""
+        return self._clock() - self._seen
+
+    @property
+    def lag_seconds(self) -> float:
+        """How old the oldest change is that is not at the target, as well as it can be known from here.
+
+        Of changes that have been read it is known. What the source has yet to send is as old as the look that saw it
+        first, which may be one look too little. While the source is away there may be changes since it was last seen.
+        """
+        found = []
+        if (oldest := self._pipeline.oldest_commit) is not None:
+            found.append(self._today() - oldest.timestamp())
+        last = self._last
+        waiting = (last.oldest_seconds or 0.0) if last is not None else 0.0
+        found.append(waiting)
+        confirmed = last.confirmed if last is not None and last.unit == "bytes" else 0
+        if (since := self._ends.since(max(self._pipeline.watermark, confirmed))) is not None:
+            found.append(self._clock() - since)
+        if self.stream is None:
+            found.append(self.source_seen + waiting)
+        return round(max(found), 3)
 
     # -- the answers --------------------------------------------------------------------------------------------------
 
@@ -266,26 +322,39 @@ class Health:
         """Nothing is in flight: does anything come, when there is something to come?"""
         quiet = now - max(self._moved_on[1], self._pipeline.moved_at)
         limit = max(_QUIET_FACTOR * self.limits.stuck_after, _BEATS_MISSED * self.limits.heartbeat + _BEAT_SLACK)
-        if self.stream is None or self.stream.lag == 0 or quiet <= limit:
+        stream = self.stream
+        if stream is None or stream.lag == 0 or quiet <= limit:
             return Check("progress")
         return Check(
             "progress",
-            f"nothing has come for {quiet:.0f} s from a source that is {self.stream.lag:,} {self.stream.unit} ahead",
+            f"nothing has come for {quiet:.0f} s from a source that is {stream.lag:,} {stream.unit} ahead",
             "See what the server's WAL sender does (pg_stat_replication), or who holds the rows of the outbox.",
         )
 
     def _backfills(self) -> Check:
-        failing = {
-            table: count for table, count in self._metrics.backfills().items() if count.failures >= _FAILED_BACKFILLS
-        }
-        if not failing:
-            return Check("backfills")
-        table, count = max(failing.items(), key=lambda one: one[1].failures)
-        return Check(
-            "backfills",
-            f"the backfill of {table} failed {count.failures} times in a row: {count.error}",
-            "See the worker's log; it tries again by itself, and goes on from its last page.",
-        )
+        """One that waits for a transaction, one that fails again and again, or one that gets no page done."""
+        now, limit = self._clock(), self.limits.stuck_after
+        for who, wait in self._metrics.waiting().items():
+            if now - wait.since > limit:
+                why = f"{who} has waited for {now - wait.since:.0f} s for {wait.for_whom}"
+                return Check("backfills", why, wait.remedy)
+        counts = self._metrics.backfills()
+        table, count = max(counts.items(), key=lambda one: one[1].failures, default=("", BackfillCount()))
+        if count.failures >= _FAILED_BACKFILLS:
+            return Check(
+                "backfills",
+                f"the backfill of {table} failed {count.failures} times in a row: {count.error}",
+                "See the worker's log; it tries again by itself, and goes on from its last page.",
+            )
+        # One at a time is under way. What it gets done at the target counts too: a page may be slow, and at its end
+        # it removes items without pages.
+        pulses = self._metrics.pulses.all().items()
+        written = max((pulse.moved for name, pulse in pulses if name.startswith("backfill")), default=0.0)
+        for table, count in counts.items():
+            still = now - max(count.moved, written)
+            if count.active and still > limit:
+                return Check("backfills", f"the backfill of {table} has got no page done for {still:.0f} s", _LOCKED)
+        return Check("backfills")
 
     def _dead_letters(self) -> Check:
         error = self._metrics.letters_error or self._letters_error

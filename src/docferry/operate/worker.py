@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from docferry.applier import Applier
@@ -152,7 +151,8 @@ class Worker:
         self._stopping.set()
 
     def _backfills(self) -> None:
-        for record in self._ledger.backfills(unfinished_only=True):
+        # Those that have begun first: they wait for nobody's transaction any more.
+        for record in sorted(self._ledger.backfills(unfinished_only=True), key=lambda one: one.version is None):
             if self._stopping.is_set():
                 return
             backfill = self._backfill_of(record)
@@ -161,6 +161,8 @@ class Worker:
                     backfill.run(record)
                 except TableGone as error:
                     _log.warning("no backfill of %s: %s", record.table, error)
+                finally:
+                    self._metrics.backfill_left(record.table)
 
     def _beat(self) -> None:
         self._hold()
@@ -178,11 +180,8 @@ class Worker:
 
     @property
     def lag_seconds(self) -> float:
-        """The age of the newest confirmed transaction while changes are in flight, else 0."""
-        committed_at = self._pipeline.committed_at
-        busy = self._pipeline.in_flight > 0
-        lag = (datetime.now(UTC) - committed_at).total_seconds() if busy and committed_at else 0.0
-        return round(max(lag, 0.0), 3)
+        """See Health; 0 where nobody looks at the source."""
+        return self._health.lag_seconds if self._health is not None else 0.0
 
     def _state(self, *, running: bool) -> dict[str, Any]:
         not_ready = self._health.not_ready() if self._health is not None and running else ()

@@ -61,13 +61,11 @@ class IamTokens:
 def iam_dsn(dsn: str, token: Callable[[str, int, str], str]) -> RenewedDsn:
     """`dsn` with a password made by `token(host, port, user)` for every connection, encrypted at least by
     sslmode=require. Raises ConfigError for a dsn that does not fit."""
-    from psycopg import ProgrammingError
-    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+    from psycopg.conninfo import make_conninfo
 
-    try:
-        given = conninfo_to_dict(dsn)
-    except ProgrammingError:
-        raise ConfigError("[source] dsn is not a PostgreSQL connection string") from None
+    from docferry.source.conninfo import parsed
+
+    given = parsed(dsn)
     host, user = str(given.get("host") or ""), str(given.get("user") or "")
     if not host or not user or host.startswith("/") or "," in host:
         raise ConfigError(

@@ -10,8 +10,8 @@ from typing import Any, Final
 import psycopg
 from psycopg import errors as pg
 
-from docferry.config.dsn import has_stray_separator
-from docferry.errors import ConfigError, DocferryError, NotApplied, SourceRefused, SourceUnavailable, TableGone
+from docferry.errors import DocferryError, NotApplied, SourceRefused, SourceUnavailable, TableGone
+from docferry.source.conninfo import parsed
 from docferry.source.refusals import remedy_for
 from docferry.source.renewed import RenewedDsn
 from docferry.source.statements import load
@@ -125,19 +125,7 @@ def _connect(dsn: str, *, purpose: str, replication: bool) -> psycopg.Connection
     }
     if replication:
         options["replication"] = "database"
-    if has_stray_separator(dsn):
-        raise ConfigError(
-            "[source] dsn: user or password hold a character that separates the parts of a URL (they are not shown)",
-            remedy="Write @ as %40, / as %2F, : as %3A, ? as %3F, # as %23, and % as %25.",
-        )
-    try:
-        given = psycopg.conninfo.conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError as error:
-        raise ConfigError(
-            "[source] dsn is not a PostgreSQL connection string",
-            remedy='Write it as "postgresql://user@host:5432/database" or "host=... dbname=...".',
-        ) from error
-    if "connect_timeout" not in given:
+    if "connect_timeout" not in parsed(dsn):
         options["connect_timeout"] = 10
     with translated():
         connection = psycopg.connect(dsn, autocommit=True, **options)

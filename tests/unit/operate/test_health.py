@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from docferry.capture.contract import StreamState
 from docferry.errors import SourceRefused, SourceUnavailable
 from docferry.metrics import Metrics, Pulse
 from docferry.operate.health import Health, HealthLimits
+from docferry.operate.log_ends import LogEnds
 
 
 @dataclass
@@ -22,6 +25,8 @@ class Pipeline:
     in_flight_bytes: int = 0
     head: tuple[list[str], float] | None = None
     not_streaming: str | None = None
+    watermark: int = 0
+    oldest_commit: datetime | None = None
 
 
 @dataclass
@@ -33,6 +38,7 @@ class World:
     metrics: Metrics = field(default_factory=Metrics)
     confirmed: int = 10
     ahead: int = 0
+    oldest_seconds: float | None = None
     kept: dict[str, int] = field(default_factory=dict)
     source_error: Exception | None = None
     letters_error: Exception | None = None
@@ -48,6 +54,7 @@ class World:
             count_letters=self._count,
             stopping=lambda: self.stopping,
             clock=lambda: self.now,
+            today=lambda: self.now,
         )
         self.health.look()
         self.health.beaten()
@@ -55,7 +62,15 @@ class World:
     def _state(self) -> StreamState | None:
         if self.source_error is not None:
             raise self.source_error
-        return StreamState(self.confirmed, self.confirmed + self.ahead, active=True, retained=0, health="reserved")
+        return StreamState(
+            self.confirmed,
+            self.confirmed + self.ahead,
+            active=True,
+            retained=0,
+            health="reserved",
+            unit="bytes" if self.oldest_seconds is None else "changes",
+            oldest_seconds=self.oldest_seconds,
+        )
 
     def _count(self) -> Mapping[str, int]:
         if self.letters_error is not None:
@@ -124,6 +139,45 @@ def test_a_backfill_that_goes_on_is_well_again() -> None:
     assert world.wrong == {}
 
 
+def test_a_population_that_waits_for_a_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    monkeypatch.setattr("docferry.metrics.time", SimpleNamespace(monotonic=lambda: world.now))
+    who = "the backfill of public.t"
+    world.metrics.waits(who, "pid 7", "end it")
+    world.later(50)
+    world.metrics.waits(who, "pid 8", "end that")
+    assert world.wrong == {}
+    world.later(11)
+    assert world.wrong == {"backfills": "the backfill of public.t has waited for 61 s for pid 8"}
+    assert [check.remedy for check in world.health.not_ready()] == ["end that"]
+    world.metrics.waits(who, "", "")
+    assert world.wrong == {}
+
+
+def test_a_backfill_that_gets_no_page_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    monkeypatch.setattr("docferry.metrics.time", SimpleNamespace(monotonic=lambda: world.now))
+    world.metrics.backfilled("public.t", 0, 100, done=False)
+    world.later(59)
+    assert world.wrong == {}
+    world.later(2)
+    assert world.wrong == {"backfills": "the backfill of public.t has got no page done for 61 s"}
+    world.pulse("backfill_0", moved=world.now)
+    assert world.wrong == {}, "a page is slow, and gets on"
+    world.later(61)
+    assert list(world.wrong) == ["backfills"]
+    world.metrics.backfilled("public.t", 10, 100, done=False)
+    assert world.wrong == {}
+    world.later(61)
+    world.metrics.backfill_left("public.t")
+    assert world.wrong == {}, "another process is at it, or its table is gone"
+    world.metrics.backfill_failed("public.t", "cut")
+    assert world.wrong == {}, "it has just begun again"
+    world.metrics.backfilled("public.t", 100, 100, done=True)
+    world.later(61)
+    assert world.wrong == {}
+
+
 def test_a_target_that_answers_nothing_but_errors() -> None:
     world = World()
     slow: dict[str, Any] = {"failing": world.now, "error": "ThrottlingException: slow down", "collection": "orders"}
@@ -166,6 +220,69 @@ def test_nothing_comes_from_a_source_that_moves_on() -> None:
     world.confirmed += 1
     world.later(1)
     assert world.wrong == {}
+
+
+class TestLag:
+    def test_of_changes_that_have_been_read(self) -> None:
+        world = World()
+        assert world.health.lag_seconds == 0
+        world.pipeline.oldest_commit = datetime.fromtimestamp(world.now - 90, UTC)
+        assert world.health.lag_seconds == 90
+        world.pipeline.oldest_commit = datetime.fromtimestamp(world.now + 90, UTC)
+        assert world.health.lag_seconds == 0, "the source's clock is ahead"
+
+    def test_of_changes_that_have_not_been_sent(self) -> None:
+        world = World()
+        world.ahead = 1000
+        world.later(5)
+        world.ahead = 3000
+        world.later(5)
+        world.later(20)
+        assert world.health.lag_seconds == 25
+        world.pipeline.watermark = 1009
+        assert world.health.lag_seconds == 25, "the end that was seen first is not passed"
+        world.pipeline.watermark = 1010
+        assert world.health.lag_seconds == 20
+        world.pipeline.watermark = 3010
+        assert world.health.lag_seconds == 0
+
+    def test_while_the_source_is_away(self) -> None:
+        world = World()
+        world.source_error = SourceUnavailable("no answer")
+        world.later(20)
+        assert world.health.stream is None
+        assert world.health.source_seen == 20
+        assert world.health.lag_seconds == 20, "there may be changes since"
+        world.later(30)
+        assert world.health.lag_seconds == 50
+        world.source_error = None
+        world.later(1)
+        assert world.health.source_seen == world.health.lag_seconds == 0
+
+    def test_while_the_source_hangs(self) -> None:
+        world = World()
+        world.now += 36
+        assert world.health.stream is None
+        assert world.health.lag_seconds == 36
+
+    def test_of_an_outbox(self) -> None:
+        world = World()
+        world.oldest_seconds = 12.5
+        world.later(5)
+        assert world.health.lag_seconds == 12.5
+        world.source_error = SourceUnavailable("no answer")
+        world.later(10)
+        assert world.health.lag_seconds == 22.5
+
+    def test_a_long_backlog_takes_little_memory(self) -> None:
+        ends = LogEnds()
+        for number in range(100_000):
+            ends.saw(number, float(number))
+        assert len(ends._ahead) <= 1000
+        assert ends.since(-1) == 0
+        since = ends.since(50_000)
+        assert since is not None
+        assert 50_000 < since < 50_000 + 100_000 / 250
 
 
 def test_a_heartbeat_and_a_look_that_are_overdue() -> None:

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families as plain
 
 from docferry.capture.contract import StreamState
 from docferry.config import ListenAddress, parse_address
-from docferry.errors import ConfigError, MissingExtra
+from docferry.errors import ConfigError, DocferryError, MissingExtra, SourceUnavailable
 from docferry.metrics import Metrics
 from docferry.operate.exposition import MetricsPage
 from docferry.operate.health import Check, Health, HealthLimits
@@ -137,15 +137,25 @@ def test_addresses(text: str, address: ListenAddress | None) -> None:
 
 
 class TestMetrics:
-    def page(self, metrics: Metrics, stream: StreamState) -> MetricsPage:
+    def page(self, metrics: Metrics, *answers: StreamState | DocferryError) -> MetricsPage:
+        """After as many looks at the source as it gives `answers`."""
+        left = list(answers)
+
+        def state() -> StreamState:
+            answer = left.pop(0)
+            if isinstance(answer, DocferryError):
+                raise answer
+            return answer
+
         health = Health(
             Pipeline(),
             metrics,
             HealthLimits(),
-            state=lambda: stream,
+            state=state,
             count_letters=lambda: {"public.t": 2},
         )
-        health.look()
+        while left:
+            health.look()
         return MetricsPage(
             metrics,
             health,
@@ -205,6 +215,16 @@ class TestMetrics:
         assert b"docferry_outbox_changes 7.0" in text
         assert b"docferry_outbox_oldest_seconds 12.0" in text
         assert b"docferry_slot" not in text
+
+    def test_a_source_that_is_away(self) -> None:
+        """What it said last would look as if all was well."""
+        seen = StreamState(100, 100, active=True, retained=4096, health="reserved", safe=77)
+        of_source = (b"docferry_slot_", b"docferry_lag_bytes", b"docferry_watermark", b"docferry_dead_letters_kept")
+        _, text = self.page(Metrics(), seen)("")
+        assert [name for name in of_source if name not in text] == []
+        _, text = self.page(Metrics(), seen, SourceUnavailable("no answer"))("")
+        assert [name for name in of_source if name in text] == []
+        assert b"docferry_source_seen_seconds " in text
 
     def test_counts_that_come_later_need_nothing_here(self, monkeypatch: pytest.MonkeyPatch) -> None:
         metrics = Metrics()

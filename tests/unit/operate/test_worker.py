@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from docferry.capture.contract import BackfillRecord, BackfillState
 from docferry.metrics import Metrics
 from docferry.operate import worker as module
 from docferry.operate.worker import Worker, WorkerSettings
@@ -18,14 +20,15 @@ from ...waiting import PATIENCE
 
 
 class Ledger:
-    def __init__(self) -> None:
+    def __init__(self, *due: BackfillRecord) -> None:
         self.said: list[Mapping[str, Any]] = []
+        self.due = due
 
     def heartbeat(self, state: Mapping[str, Any]) -> None:
         self.said.append(state)
 
-    def backfills(self, **_: bool) -> list[Any]:
-        return []
+    def backfills(self, **_: bool) -> list[BackfillRecord]:
+        return list(self.due)
 
 
 class Applier:
@@ -47,7 +50,6 @@ class Sweeper:
 
 class Pipeline:
     watermark = in_flight = 0
-    committed_at = None
 
     def __init__(self, until: threading.Event) -> None:
         self._until = until
@@ -88,3 +90,24 @@ def test_a_thread_that_does_not_end_is_left(caplog: pytest.LogCaptureFixture, mo
     finally:
         sweeper.release.set()
         left.join(10)
+
+
+def test_a_backfill_that_has_begun_goes_first() -> None:
+    """One that has yet to begin may wait for somebody's transaction for long."""
+    fresh = BackfillRecord(1, "public.fresh", BackfillState.REQUESTED, "new")
+    begun = BackfillRecord(2, "public.begun", BackfillState.RUNNING, "new", version=7)
+    ran: list[str] = []
+    worker = Worker(
+        cast("Any", Pipeline(threading.Event())),
+        cast("Any", Applier()),
+        lambda record: cast("Any", SimpleNamespace(run=lambda _: ran.append(record.table))),
+        cast("Any", Sweeper()),
+        cast("Any", Ledger(fresh, begun)),
+        Metrics(),
+        Retry(),
+        WorkerSettings(),
+        only_one=_only_one,
+        stopping=threading.Event(),
+    )
+    worker._backfills()
+    assert ran == ["public.begun", "public.fresh"]
