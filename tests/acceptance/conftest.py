@@ -160,13 +160,13 @@ class Ferry:
         """Run `docferry ARGUMENTS --json` and return the one document of its standard output."""
         return json.loads(self.run(*arguments, "--json", check=check, input=input).stdout)
 
-    def call(self, *arguments: str) -> Result:
+    def call(self, *arguments: str, **environment: str) -> Result:
         """The same in this process: sooner done, for what does not depend on a process of its own."""
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.directory)
             for name in os.environ:
                 patch.delenv(name)
-            for name, value in self.environment.items():
+            for name, value in {**self.environment, **environment}.items():
                 patch.setenv(name, value)
             return CliRunner().invoke(docferry, arguments)
 

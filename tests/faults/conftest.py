@@ -1,4 +1,4 @@
-"""A DynamoDB that misbehaves on demand."""
+"""A DynamoDB that misbehaves on demand, with a queue service beside it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .dynamodb_proxy import DynamoDBProxy
 
 @pytest.fixture(scope="session")
 def ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedDynamoDB]:
-    with EmbeddedDynamoDB(tmp_path_factory.mktemp("ministack")) as server:
+    with EmbeddedDynamoDB(tmp_path_factory.mktemp("ministack"), services=("dynamodb", "sqs")) as server:
         yield server
 
 

@@ -12,6 +12,7 @@ import pytest
 from docferry.capture import slot_limit
 from docferry.capture.ledger import PostgresLedger
 from docferry.capture.slot_limit import SlotLimit, read_limit
+from docferry.failpoints import VARIABLE, switch
 from docferry.retry import Retry
 
 MIB = 1 << 20
@@ -92,6 +93,26 @@ def test_what_cannot_be_recorded_is_not_confirmed(source: Source) -> None:
     assert worker.permitted(source.connection, bound + 5 * MIB) == bound
     source.connection.execute("SET default_transaction_read_only = off")
     assert worker.permitted(source.connection, bound + 5 * MIB) == bound + 5 * MIB
+
+
+@pytest.mark.parametrize("kind", ["raise", "after"])
+def test_what_fails_on_the_way_is_not_confirmed(source: Source, kind: str) -> None:
+    """Whether the limit was raised or not: it is raised again before anything beyond the former one is confirmed."""
+    worker = SlotLimit(source.slot)
+    worker.check(source.connection)
+    first = worker.permitted(source.connection, source.write())
+    bound = source.recorded
+    switch({VARIABLE: f"confirm.limit={kind}@1"})
+    try:
+        assert worker.permitted(source.connection, bound + 5 * MIB) == bound
+        assert (source.recorded > bound) == (kind == "after")
+        assert worker.permitted(source.connection, bound + 5 * MIB) == bound + 5 * MIB
+    finally:
+        switch({})
+    assert source.recorded > bound + 5 * MIB
+    assert first <= bound
+    worker.settle(source.connection)
+    assert SlotLimit(source.slot).check(source.connection) is None
 
 
 def test_workers_that_take_turns(source: Source) -> None:

@@ -6,6 +6,7 @@ A failure says which command replays it. DOCFERRY_SIMULATION_SECONDS: how long t
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -64,6 +65,13 @@ def test_without_any_one_rule_a_schedule_fails(name: str, record_property: Calla
         search(range(SEARCHED), name=name)
     record_property("seed", failed.value.seed)
     sys.stdout.write(f"{BROKEN[name].rule}, {name}: {failed.value}\n")
+
+
+def test_the_documentation_lists_the_rules() -> None:
+    text = (Path(__file__).parents[2] / "docs/reliability.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| (R\d+) \| (.+) \| \d+ \|$", text, re.MULTILINE)
+    assert sorted(listed) == sorted((one.rule, name) for name, one in BROKEN.items())
+    assert f"each of the {len(BROKEN)} variants" in text
 
 
 def test_a_seed_is_a_schedule() -> None:

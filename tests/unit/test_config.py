@@ -47,6 +47,7 @@ def refusal(text: str, **environ: str) -> str:
     with pytest.raises(ConfigError) as caught:
         read(text, **environ)
     assert caught.value.exit_code == 2
+    assert caught.value.remedy
     return f"{caught.value} | {caught.value.remedy}"
 
 
@@ -247,7 +248,7 @@ MISTAKES = [
     # what the file says, then what the message must hold
     ("", "some/docferry.toml: source.dsn: missing", "DOCFERRY_SOURCE_DSN"),
     ("a = \n", "this is not TOML", "line 1"),
-    ("[source]\n\n[source]\n", "this is not TOML", "line 3"),
+    ("[source]\n\n[source]\n", "this is not TOML", "line 3", "named once"),
     (SOURCE, "mirrors: there is none", "[[mirrors]]"),
     (SOURCE + 'mirrors = "orders"', "source.mirrors: unknown key", "[source] may hold"),
     ('mirrors = "orders"\n' + SOURCE, 'mirrors: found "orders", expected tables [[mirrors]]'),
@@ -322,7 +323,11 @@ MISTAKES = [
     (SOURCE + "[run]\nbatch_bytes = 1e6\n" + MIRROR, "run.batch_bytes: found 1000000.0, expected a size"),
     (SOURCE + '[run]\nin_flight_bytes = "1KiB"\n' + MIRROR, "run.in_flight_bytes: in_flight_bytes (1024) is less than"),
     (SOURCE + '[run]\nbatch_bytes = "64MiB"\n' + MIRROR, "run.batch_bytes: in_flight_bytes (33554432) is less than"),
-    (SOURCE + '[run]\non_schema_change = "backfil"\n' + MIRROR, "one of backfill, warn; did you mean `backfill`?"),
+    (
+        SOURCE + '[run]\non_schema_change = "backfil"\n' + MIRROR,
+        "one of backfill, warn; did you mean `backfill`?",
+        'Write on_schema_change = "backfill".',
+    ),
     (SOURCE + "[[mirrors]]\n", "mirrors[0].table: missing"),
     (SOURCE + '[[mirrors]]\ntable = "a.b.c"\n', 'mirrors[0].table: found "a.b.c", expected a table'),
     (SOURCE + '[[mirrors]]\ntable = ""\n', 'mirrors[0].table: found "", expected a table'),
@@ -397,8 +402,9 @@ class TestFiles:
         assert "docferry init" in caught.value.remedy
 
     def test_a_directory(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="cannot be read"):
+        with pytest.raises(ConfigError, match="cannot be read") as caught:
             load(tmp_path)
+        assert "--config" in caught.value.remedy
 
     def test_an_impossible_name(self) -> None:
         with pytest.raises(ConfigError, match="cannot be read"):

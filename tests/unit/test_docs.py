@@ -42,6 +42,13 @@ def test_every_relative_link_resolves(page: Path) -> None:
     assert broken == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_row_stands_outside_of_its_table(page: Path) -> None:
+    """A blank line ends a table; what follows it is shown as text."""
+    tables = re.findall(r"(?:^\|.*\n)+", _prose(page), re.MULTILINE)
+    assert [table for table in tables if not re.match(r"\|.*\n\|[-:| ]+\|\n", table)] == []
+
+
 def test_the_readme_leads_to_every_page() -> None:
     linked = {(ROOT / link.partition("#")[0]).resolve() for link in _LINK.findall(_prose(ROOT / "README.md"))}
     assert [page.name for page in PAGES if page.name != "README.md" and page.resolve() not in linked] == []

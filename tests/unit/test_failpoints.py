@@ -88,6 +88,8 @@ def test_the_documentation_lists_them() -> None:
         (name, "`, `".join(sorted(sites[name])), place.error.__name__, place.action) for name, place in PLACES.items()
     ]
     assert rows == expected, "\n".join(f"| `{a}` | `{b}` | {c} | {d} |" for a, b, c, d in expected)
+    promises = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+    assert f"at each of {len(PLACES)} boundaries" in promises
 
 
 def test_each_has_an_error_to_try_again_and_one_to_stop() -> None:

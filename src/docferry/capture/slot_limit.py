@@ -16,6 +16,8 @@ from typing import Any, Final, TypeAlias
 import psycopg
 
 from docferry.change.model import lsn
+from docferry.errors import SourceUnavailable
+from docferry.failpoints import failpoint
 from docferry.source.statements import load
 
 __all__ = ["SlotLimit", "forget_limit", "moved", "read_limit"]
@@ -98,8 +100,9 @@ class SlotLimit:
             faster = now - self._raised_at < 1.0
             self._step = min(self._step * 2, _LARGEST_STEP) if faster else max(self._step // 2, _SMALLEST_STEP)
             try:
-                connection.execute(_SQL["raise_limit"].encode(), (self._slot, position + self._step))
-            except psycopg.Error as error:
+                with failpoint("confirm.limit"):
+                    connection.execute(_SQL["raise_limit"].encode(), (self._slot, position + self._step))
+            except (psycopg.Error, SourceUnavailable) as error:
                 _log.debug("the limit of slot %s could not be raised: %s", self._slot, error)
             else:
                 self._recorded = self._upto = position + self._step

@@ -24,7 +24,7 @@ _NO_TABLE = "--all"
     flag_value=_NO_TABLE,
     help="Have this table's collection populated again, whatever it holds. Can be given several times.",
 )
-@click.option("--all", "every", is_flag=True, envvar="DOCFERRY_APPLY_ALL", help="With --resync: every table.")
+@click.option("--all", "every", is_flag=True, help="With --resync: every table.")
 @click.option("--resync-all", is_flag=True, help="The same as --resync --all.")
 def command(session: Session, resync: tuple[str, ...], every: bool, resync_all: bool) -> None:
     """Create what mirroring needs at both ends: publication, replication slot, schema docferry, target tables.

@@ -79,7 +79,10 @@ def _described(error: BaseException) -> tuple[str, str, int]:
             return hide_secrets(str(error)), hide_secrets(error.remedy), error.exit_code
         case click.UsageError():
             name = error.ctx.command_path if error.ctx is not None else "docferry"
-            return hide_secrets(error.format_message()), f"See `{name} --help`.", ExitCode.WRONG_USAGE
+            remedy = f"See `{name} --help`."
+            if isinstance(error, click.NoSuchOption) and error.ctx and isinstance(error.ctx.command, click.Group):
+                remedy = f"Give options after the command: `{name} COMMAND {error.option_name} ...`. {remedy}"
+            return hide_secrets(error.format_message()), remedy, ExitCode.WRONG_USAGE
         case click.ClickException():
             return hide_secrets(error.format_message()), "", error.exit_code
         case _:

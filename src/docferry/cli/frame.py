@@ -33,13 +33,20 @@ _HELP_NAMES = ("-h", "--help")
 
 
 class Command(click.Command):
-    """A command whose options all have an environment variable, shown in its help."""
+    """A command whose options all have an environment variable, named as they are and shown in its help."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         for parameter in self.params:
             if isinstance(parameter, click.Option):
                 parameter.show_envvar = True
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Names the variables first: by the option's own name, where click takes that of the function's parameter."""
+        for parameter in self.params:
+            if isinstance(parameter, click.Option) and parameter.envvar is None and ctx.auto_envvar_prefix:
+                parameter.envvar = f"{ctx.auto_envvar_prefix}_{_own_name(parameter)}"
+        return super().parse_args(ctx, args)
 
 
 class CommandGroup(click.Group):
@@ -135,7 +142,7 @@ _COMMON = ("config_path", "json", "yes", "verbose", "debug", "log_format")
 
 def _common_options(*, config: bool, confirms: bool) -> list[click.Option]:
     # The variables of the common options are the same for every command, so they are named here; those of a command's
-    # own options are made of its name: DOCFERRY_INIT_OUTPUT.
+    # own options are made of its name and theirs: DOCFERRY_INIT_OUTPUT.
     options = []
     if config:
         options.append(
@@ -162,6 +169,12 @@ def _common_options(*, config: bool, confirms: bool) -> list[click.Option]:
             help="Of what is written to standard error: text, or one JSON object a line.",
         ),
     ]
+
+
+def _own_name(option: click.Option) -> str:
+    """As its variable spells it: DRY_RUN of --dry-run."""
+    long = next(name for name in option.opts if name.startswith("--"))
+    return long.removeprefix("--").replace("-", "_").upper()
 
 
 def _flag(*names: str, help: str) -> click.Option:  # noqa: A002 - click's own name for it

@@ -33,10 +33,11 @@ _log = logging.getLogger("docferry.run")
 def command(session: Session, once: bool, reconcile: Reconcile | None, listen: str | None) -> int:
     """Mirror until stopped: changes as they are committed, and first the backfills that are due.
 
-    One worker mirrors all tables of a source; a second one is refused. SIGTERM or Ctrl-C finishes what is in flight and
-    exits with 0; a second one ends at once, and loses nothing either: what was not confirmed is read again. Outages of
-    source or target are waited out, whatever they take; only when one of them cannot be used at the very start, it
-    fails with the reason. A line `ready: ...` on standard error says that it streams.
+    One worker mirrors all tables of a source; by replication a second one is refused, by triggers any number share the
+    outbox. SIGTERM or Ctrl-C finishes what is in flight and exits with 0; a second one ends at once, and loses nothing
+    either: what was not confirmed is read again. Outages of source or target are waited out, whatever they take; only
+    when one of them cannot be used at the very start, it fails with the reason. A line `ready: ...` on standard error
+    says that it streams.
 
     \b
     Examples:

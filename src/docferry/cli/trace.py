@@ -26,7 +26,6 @@ _SURROGATES = re.compile("[\ud800-\udfff]")  # bytes of the command line that ar
     "named",
     metavar="COLUMN=VALUE",
     multiple=True,
-    envvar="DOCFERRY_TRACE_KEY",
     help="The value of a key column by its name, once for each, instead of KEY.",
 )
 @click.option(
@@ -40,7 +39,6 @@ _SURROGATES = re.compile("[\ud800-\udfff]")  # bytes of the command line that ar
     "--all",
     "everything",
     is_flag=True,
-    envvar="DOCFERRY_TRACE_ALL",
     help="Show every path of the documents, and values in full.",
 )
 @click.option("--queue/--no-queue", default=True, help="Look at the dead letters of the queue too, if there is one.")

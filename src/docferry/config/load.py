@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 from urllib.parse import urlsplit
 
 from docferry.config.dsn import looks_like_dsn
@@ -60,9 +60,10 @@ def load(path: Path | str = DEFAULT_PATH, environ: Mapping[str, str] | None = No
         remedy = "Write one with `docferry init`, or name yours with --config."
         raise ConfigError(f"{path}: there is no such file", remedy=remedy) from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: this is not UTF-8 text (byte {error.start})") from None
+        raise ConfigError(f"{path}: this is not UTF-8 text (byte {error.start})", remedy="Save it as UTF-8.") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+        remedy = "Name a file that can be read with --config."
+        raise ConfigError(f"{path}: cannot be read: {error}", remedy=remedy) from error
     return parse(text, path, environ)
 
 
@@ -85,7 +86,8 @@ def parse(
     try:
         content = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: this is not TOML: {error}") from error
+        remedy = "Mend the file there: text stands in quotes, and each key and each table is named once."
+        raise ConfigError(f"{path}: this is not TOML: {error}", remedy=remedy) from error
     top = Section(str(path), "", content)
     source = _read_source(top.section("source"), environ, needs_source=needs_source)
     target = _read_target(top.section("target"), environ, source.capture)
@@ -120,7 +122,7 @@ def _read_source(section: Section, environ: Mapping[str, str], *, needs_source: 
         dsn, secret = override, None
     if override := environ.get("DOCFERRY_SOURCE_SECRET"):
         if not _ARN.fullmatch(override):
-            raise ConfigError("DOCFERRY_SOURCE_SECRET: expected the ARN of a secret in AWS Secrets Manager")
+            _refuse_variable("DOCFERRY_SOURCE_SECRET", "the ARN of a secret in AWS Secrets Manager")
         dsn, secret = None, override
     auth = _read_auth(section, environ, secret)
     if not needs_source:
@@ -147,7 +149,7 @@ def _read_auth(section: Section, environ: Mapping[str, str], secret: str | None)
     if override := environ.get("DOCFERRY_SOURCE_AUTH"):
         chosen = next((one for one in _AUTHS if one == override), None)
         if chosen is None:
-            raise ConfigError(f"DOCFERRY_SOURCE_AUTH: expected one of {', '.join(_AUTHS)}")
+            _refuse_variable("DOCFERRY_SOURCE_AUTH", f"one of {', '.join(_AUTHS)}")
         auth = chosen
     if auth == "password" or secret is None:
         return auth
@@ -166,7 +168,7 @@ def _read_dead_letters(section: Section, environ: Mapping[str, str]) -> DeadLett
     section.finish()
     if override := environ.get("DOCFERRY_DEAD_LETTERS_QUEUE"):
         if not _QUEUE.fullmatch(override):
-            raise ConfigError(f"DOCFERRY_DEAD_LETTERS_QUEUE: expected {expected}")
+            _refuse_variable("DOCFERRY_DEAD_LETTERS_QUEUE", expected)
         queue = override
     return DeadLettersConfig(queue, limit, payload, retention)
 
@@ -215,11 +217,11 @@ def _read_target(section: Section, environ: Mapping[str, str], capture: Capture)
 def _override_target(target: TargetConfig, environ: Mapping[str, str]) -> TargetConfig:
     if region := environ.get("DOCFERRY_TARGET_REGION"):
         if not _REGION.fullmatch(region):
-            raise ConfigError('DOCFERRY_TARGET_REGION: expected a region, such as "us-east-2"')
+            _refuse_variable("DOCFERRY_TARGET_REGION", 'a region, such as "us-east-2"')
         target = replace(target, region=region)
     if endpoint := environ.get("DOCFERRY_TARGET_ENDPOINT_URL"):
         if not _is_http(endpoint):
-            raise ConfigError('DOCFERRY_TARGET_ENDPOINT_URL: expected a URL such as "http://127.0.0.1:4566"')
+            _refuse_variable("DOCFERRY_TARGET_ENDPOINT_URL", 'a URL such as "http://127.0.0.1:4566"')
         target = replace(target, endpoint_url=endpoint)
     return target
 
@@ -247,6 +249,10 @@ def _read_run(section: Section) -> RunConfig:
         section.refuse(key, f"in_flight_bytes ({run.in_flight_bytes}) is less than batch_bytes ({run.batch_bytes})")
     section.finish()
     return run
+
+
+def _refuse_variable(name: str, expected: str) -> NoReturn:
+    raise ConfigError(f"{name}: expected {expected}", remedy=f"Change {name}, or unset it: then the file counts.")
 
 
 def _is_http(url: str) -> bool:

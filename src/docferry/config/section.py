@@ -33,12 +33,13 @@ class Section:
         return f"{self._place}.{shown}" if self._place else shown
 
     def refuse(self, key: str, problem: str, *, remedy: str | None = None) -> NoReturn:
-        """Raise ConfigError about `key`."""
+        """Raise ConfigError about `key`. `remedy`: where there is more to say than where to look it up."""
+        remedy = remedy or f"Change it in {self._name}; docs/configuration.md tells what `{key}` may be."
         raise ConfigError(f"{self._name}: {self.at(key)}: {problem}", remedy=remedy)
 
-    def unexpected(self, key: str, expected: str) -> NoReturn:
+    def unexpected(self, key: str, expected: str, *, remedy: str | None = None) -> NoReturn:
         """Raise ConfigError about the value of `key`."""
-        self.refuse(key, f"found {_shown(self._content[key])}, expected {expected}")
+        self.refuse(key, f"found {_shown(self._content[key])}, expected {expected}", remedy=remedy)
 
     def finish(self) -> None:
         """Refuse every key that nobody asked for."""
@@ -105,8 +106,9 @@ class Section:
             return choice
         close = difflib.get_close_matches(value.lower(), choices, n=1) if isinstance(value, str) else []
         guess = f"; did you mean `{close[0]}`?" if close else ""
+        remedy = f'Write {key} = "{close[0]}".' if close else None
         expected = ", ".join(choices)
-        return self.unexpected(key, (f"one of {expected}" if len(choices) > 1 else expected) + guess)
+        return self.unexpected(key, (f"one of {expected}" if len(choices) > 1 else expected) + guess, remedy=remedy)
 
     def whole(self, key: str, default: int, least: int, most: int) -> int:
         """A whole number within bounds."""

@@ -14,6 +14,7 @@ from docferry.deadletter.held import HeldMessage, HeldMessages
 from docferry.deadletter.messages import compose
 from docferry.deadletter.queue import MAX_MESSAGE_BYTES, Queue, TooLong
 from docferry.errors import DocferryError, TargetRefused
+from docferry.failpoints import failpoint
 from docferry.retry import Retry
 
 __all__ = ["SqsDeadLetters"]
@@ -214,11 +215,12 @@ class SqsDeadLetters:
         if not letters:
             return
         self._stale = True
-        try:
-            self._queue.send([_body(one, payload=self._payload) for one in letters])
-        except TooLong:
-            for one in letters:  # some may have gone; twice does no harm
-                self._send_alone(one)
+        with failpoint("deadletters.send"):
+            try:
+                self._queue.send([_body(one, payload=self._payload) for one in letters])
+            except TooLong:
+                for one in letters:  # some may have gone; twice does no harm
+                    self._send_alone(one)
 
     def _send_alone(self, one: StoredDeadLetter) -> None:
         """The queue may be set to less than SQS allows."""
@@ -233,7 +235,10 @@ class SqsDeadLetters:
         )
 
     def _delete(self, messages: Sequence[HeldMessage]) -> list[bool]:
-        deleted = self._queue.delete([held.receipt for held in messages])
+        if not messages:
+            return []
+        with failpoint("deadletters.delete"):
+            deleted = self._queue.delete([held.receipt for held in messages])
         for held, done in zip(messages, deleted, strict=True):
             if done:
                 self._gone.add(held.id)

@@ -160,7 +160,7 @@ class Connection:
         try:
             answer = cast("dict[str, Any]", getattr(self._client, method)(**parameters))
         except (ClientError, BotoCoreError, ResponseParserError) as error:
-            raise fault_of_exception(error) from error
+            raise fault_of_exception(error, self._client.meta.endpoint_url) from error
         # The client takes half an answer, or the page of some proxy in between, for an empty answer.
         kind = answer["ResponseMetadata"]["HTTPHeaders"].get("content-type", "")
         if "amz-json" not in kind or (member and member not in answer):

@@ -36,6 +36,9 @@ THROTTLED = frozenset(
     )
 )
 
+# Of the client: there was no connection, or no answer over it.
+_UNREACHED = frozenset(("ConnectionError", "HTTPClientError"))
+
 Kind = type[DocferryError]
 
 KINDS: dict[str, Kind] = {
@@ -122,12 +125,14 @@ _REMEDIES = {
 
 
 class Fault(Exception):
-    """A request, or one statement of it, that failed. `kind`: the class of errors.py that it belongs to."""
+    """A request, or one statement of it, that failed. `kind`: the class of errors.py that it belongs to. `unreached`:
+    the endpoint that did not answer, if that is it."""
 
-    def __init__(self, code: str, message: str, kind: Kind) -> None:
+    def __init__(self, code: str, message: str, kind: Kind, *, unreached: str = "") -> None:
         super().__init__(f"{code}: {message}" if message else code)
         self.code = code
         self.kind = kind
+        self.unreached = unreached
 
     @property
     def verdict(self) -> Verdict:
@@ -135,6 +140,8 @@ class Fault(Exception):
 
     def as_error(self, doing: str) -> DocferryError:
         """What the operator reads when no row is to blame."""
+        if self.unreached:
+            return self.kind(f"DynamoDB cannot be reached at {self.unreached} ({doing}): {self}")
         text = f"DynamoDB refused {doing}: {self}"
         if self.verdict is Verdict.RETRY:
             return self.kind(text)
@@ -148,15 +155,17 @@ def fault_of_statement(error: Mapping[str, Any]) -> Fault:
     return Fault(code, str(error.get("Message", "")), KINDS.get(code, WriteRefused))
 
 
-def fault_of_exception(error: Exception) -> Fault:
-    """The fault of a whole request, from what the client raised."""
+def fault_of_exception(error: Exception, endpoint: str = "") -> Fault:
+    """The fault of a whole request to `endpoint`, from what the client raised."""
     response = getattr(error, "response", None)
     if isinstance(response, dict) and "Error" in response:
         code = str(response["Error"].get("Code", "?"))
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return Fault(code, str(response["Error"].get("Message", "")), _kind_of(code, status))
-    known = (KINDS[cls.__name__] for cls in type(error).__mro__ if cls.__name__ in KINDS)
-    return Fault(type(error).__name__, str(error), next(known, TargetRefused))
+    names = [cls.__name__ for cls in type(error).__mro__]
+    kind = next((KINDS[name] for name in names if name in KINDS), TargetRefused)
+    unreached = endpoint if _UNREACHED.intersection(names) else ""
+    return Fault(type(error).__name__, str(error), kind, unreached=unreached)
 
 
 def _kind_of(code: str, status: int) -> Kind:

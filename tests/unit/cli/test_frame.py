@@ -82,6 +82,16 @@ class TestExitCodes:
         assert result.exit_code == 2
         assert result.stderr == "error: No such option '--nonsense'.\nremedy: See `docferry probe --help`.\n"
 
+    @pytest.mark.parametrize("group", [(), ("deadletters",)])
+    def test_an_option_before_the_command(self, group: tuple[str, ...]) -> None:
+        result = CliRunner().invoke(cli.docferry, [*group, "-c", "docferry.toml", "plan"])
+        assert result.exit_code == 2
+        path = " ".join(["docferry", *group])
+        assert result.stderr == (
+            "error: No such option '-c'.\n"
+            f"remedy: Give options after the command: `{path} COMMAND -c ...`. See `{path} --help`.\n"
+        )
+
     def test_unknown_command(self) -> None:
         result = CliRunner().invoke(cli.docferry, ["nonsense"])
         assert result.exit_code == 2
@@ -284,6 +294,23 @@ class TestEveryCommand:
         options = [it for it in COMMANDS[name].params if isinstance(it, click.Option)]
         assert page.stdout.replace("\n", "").replace(" ", "").count("envvar:") == len(options)
         assert all("DOCFERRY_" in str(it.envvar or "DOCFERRY_") for it in options)
+
+    def test_options_are_set_by_variables_of_their_own_names(self, name: str) -> None:
+        context = click.Context(cli.docferry, auto_envvar_prefix="DOCFERRY")
+        *groups, last = name.split()
+        for group in groups:
+            context = click.Context(COMMANDS[group], parent=context, info_name=group)
+        command = COMMANDS[name]
+        made = command.make_context(last, [], parent=context, resilient_parsing=True)
+        prefix = "_".join(["DOCFERRY", *name.upper().split()])
+        common = {option.name for option in define(last, confirms=True)(lambda _session: None).params}
+        for option in command.params if isinstance(command, Command) else []:
+            if isinstance(option, click.Option) and option.name not in common:
+                long = next(one for one in option.opts if one.startswith("--"))
+                variable = f"{prefix}_{long.strip('-').replace('-', '_').upper()}"
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setenv(variable, "given")
+                    assert option.resolve_envvar_value(made) == "given", variable
 
     def test_is_in_the_documentation(self, name: str) -> None:
         pages = [DOCS / "docs" / "commands.md", DOCS / "README.md"]

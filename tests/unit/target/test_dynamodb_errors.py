@@ -80,6 +80,18 @@ def test_requests(error: Exception, kind: type[DocferryError]) -> None:
     assert fault_of_exception(error).kind is kind
 
 
+def test_an_endpoint_that_cannot_be_reached_is_named() -> None:
+    for error in (
+        botocore.exceptions.EndpointConnectionError(endpoint_url="http://x/"),
+        botocore.exceptions.ReadTimeoutError(endpoint_url="http://x/"),
+    ):
+        told = fault_of_exception(error, "http://x").as_error("table orders")
+        assert str(told).startswith("DynamoDB cannot be reached at http://x (table orders): ")
+        assert "endpoint_url" in told.remedy
+    refused = fault_of_exception(client_error("ThrottlingException"), "http://x").as_error("table orders")
+    assert str(refused).startswith("DynamoDB refused table orders: ")
+
+
 def test_what_stops_says_what_to_do() -> None:
     for code, kind in KINDS.items():
         fault = fault_of_statement({"Code": code, "Message": "text"})
