@@ -295,18 +295,23 @@ class Applier:
 
     def check_columns(self) -> None:
         """Look for schema changes that no row change has told of yet: a new column's default fills every row."""
-        for mirror in self._mirrors.values():
-            # Whoever holds it may wait for the source; so do we, and live.
-            while not self._schema_lock.acquire(timeout=1.0):
-                self._retry.on_wait()
-            try:
-                self._check_layout(mirror, set())
-            except TableGone as error:
-                self._check_not_renamed(mirror)
-                said = {"table": mirror.table}
-                _log.warning("%s; its items stay until you remove the mirror", error, extra=said)
-            finally:
-                self._schema_lock.release()
+        for table in self._mirrors:
+            self.check_columns_of(table)
+
+    def check_columns_of(self, table: str) -> None:
+        """The same for one table. Raises SourceRefused if it was renamed."""
+        mirror = self._mirrors[table]
+        # Whoever holds it may wait for the source; so do we, and live.
+        while not self._schema_lock.acquire(timeout=1.0):
+            self._retry.on_wait()
+        try:
+            self._check_layout(mirror, set())
+        except TableGone as error:
+            self._check_not_renamed(mirror)
+            said = {"table": mirror.table}
+            _log.warning("%s; its items stay until you remove the mirror", error, extra=said)
+        finally:
+            self._schema_lock.release()
 
     def _check_layout(self, mirror: Mirror, seen: set[str]) -> None:
         """Whatever order old and new relations are met in, the catalog decides what rows are made of now. `seen`:

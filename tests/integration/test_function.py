@@ -263,6 +263,26 @@ def test_the_schedule_drains_what_could_not_be_sent(chain: Chain) -> None:
         function.close()
 
 
+def test_the_schedule_looks_for_changed_columns_and_tells_what_has_to_be_populated(chain: Chain) -> None:
+    function = chain.function()
+    try:
+        assert function.drain(60).backfills_due == ("public.things",), "it is new"
+        with App(parse(chain.text, environ={})) as app:
+            app.backfill("things", anew=False, on_progress=lambda _: None)
+        assert function.drain(60).backfills_due == ()
+        # Every row has it, and no trigger fires.
+        chain.connection.execute("ALTER TABLE things ADD COLUMN colour text DEFAULT 'red'")
+        assert function.drain(60).backfills_due == ("public.things",)
+        with App(parse(chain.text, environ={})) as app:
+            with app.ledger.backfilling("public.things") as ours:
+                assert ours
+                assert function.drain(60).backfills_due == (), "somebody is at it"
+            app.backfill("things", anew=False, on_progress=lambda _: None)
+        assert function.drain(60).backfills_due == ()
+    finally:
+        function.close()
+
+
 def test_the_configuration_may_be_a_parameter(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", chain.aws.endpoint_url)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,18 +23,20 @@ from docferry.operate.receive import Fate, Receipt
 __all__ = ["Function", "Summary"]
 
 # What is left of an invocation's time for ending in order.
-_MARGIN = 5.0
+_MARGIN = 8.0
 
 
 @dataclass(slots=True)
 class Summary:
     """What became of the changes of an invocation. `latency`: seconds from the sending to now; `oldest_seconds`: how
-    long the oldest change that is still in the outbox has waited."""
+    long the oldest change that is still in the outbox has waited; `backfills_due`: the tables that wait for a backfill,
+    which the function does not run."""
 
     fates: Counter[str] = field(default_factory=Counter)
     latency: float | None = None
     changes: int = 0
     oldest_seconds: float = 0.0
+    backfills_due: tuple[str, ...] = ()
 
     @property
     def applied(self) -> int:
@@ -110,13 +113,14 @@ class Function:
         return summary
 
     def drain(self, seconds: float) -> Summary:
-        """Carry over what waits in the outbox, for so many seconds at most; refuses, as `docferry run` does, when the
-        source's history changed or changes passed unseen."""
+        """Carry over what waits in the outbox, and look for changed columns, for so many seconds at most; refuses, as
+        `docferry run` does, when the source's history changed or changes passed unseen."""
         if not self._app.has_source:
             raise ConfigError(
                 "the function is not told where the database is, so it cannot drain the outbox",
                 remedy="Set DOCFERRY_SOURCE_SECRET, or let `docferry run` drain it.",
             )
+        until = time.monotonic() + seconds
         stopping = threading.Event()
         timer = threading.Timer(max(seconds - _MARGIN, 1.0), stopping.set)
         timer.daemon = True
@@ -124,12 +128,17 @@ class Function:
         try:
             # With objects of its own: a drain ends what it waits with.
             with FunctionApp(self._app.config) as app:
-                drained = app.drain(app.queued_dead_letters, stopping)
+                drained = app.drain(app.queued_dead_letters, stopping, until)
         finally:
             timer.cancel()
         counts = {Fate.APPLIED: drained.applied, Fate.STALE: drained.stale, Fate.DEAD: drained.dead}
         fates: Counter[str] = Counter({fate: count for fate, count in counts.items() if count})
-        return Summary(fates, changes=drained.total, oldest_seconds=drained.oldest_seconds)
+        return Summary(
+            fates,
+            changes=drained.total,
+            oldest_seconds=drained.oldest_seconds,
+            backfills_due=drained.backfills_due,
+        )
 
     def close(self) -> None:
         """Release connections. In Lambda the process just ends."""

@@ -21,6 +21,11 @@ __all__ = ["handler"]
 logger = Logger(service="docferry", utc=True, log_record_order=["level", "message", "outcome", "table", "key"])
 metrics = Metrics(namespace="docferry", service="docferry")
 
+_RUN_BACKFILLS = (
+    "Run `docferry run --once`, or `docferry backfill` for each table, where the database can be reached: the function "
+    "has no time for it."
+)
+
 _function: Function | None = None
 
 
@@ -57,6 +62,9 @@ def _dispatch(function: Function, event: dict[str, Any], context: LambdaContext)
         _count(drained)
         metrics.add_metric("OutboxAge", MetricUnit.Seconds, drained.oldest_seconds)
         metrics.add_metric("Drained", MetricUnit.Count, drained.changes)
+        metrics.add_metric("BackfillsDue", MetricUnit.Count, len(drained.backfills_due))
+        if drained.backfills_due:
+            logger.warning("backfills are due", tables=drained.backfills_due, remedy=_RUN_BACKFILLS)
         return drained.answer()
     summary = function.receive(event)
     _count(summary)

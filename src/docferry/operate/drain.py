@@ -1,27 +1,34 @@
-"""Draining: a pipeline that ends when nothing is left to be carried."""
+"""Draining: a pipeline that ends when nothing is left to be carried, and what else of a worker's duties the function's
+schedule does."""
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from docferry.capture.contract import Capture, Delivery
+from docferry.applier import Applier
+from docferry.capture.contract import Capture, Delivery, Ledger
+from docferry.errors import DocferryError
 
-__all__ = ["Drained", "UntilEmpty"]
+__all__ = ["Drained", "UntilEmpty", "backfills_due", "look_for_changed_columns"]
 
+_log = logging.getLogger(__name__)
 _LOOK = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """What became of the changes. `oldest_seconds`: how long the oldest that is left has waited."""
+    """What became of the changes. `oldest_seconds`: how long the oldest that is left has waited. `backfills_due`: the
+    tables whose backfill waits for somebody to run it."""
 
     applied: int
     stale: int
     dead: int
     oldest_seconds: float
+    backfills_due: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
@@ -29,10 +36,12 @@ class Drained:
         return self.applied + self.stale + self.dead
 
     @classmethod
-    def of(cls, tables: Mapping[str, Mapping[str, Any]], oldest_seconds: float) -> Drained:
+    def of(
+        cls, tables: Mapping[str, Mapping[str, Any]], oldest_seconds: float, backfills_due: tuple[str, ...]
+    ) -> Drained:
         """From the counters of each table."""
         applied, stale, dead = (sum(int(one[name]) for one in tables.values()) for name in ("applied", "stale", "dead"))
-        return cls(applied, stale, dead, oldest_seconds)
+        return cls(applied, stale, dead, oldest_seconds, backfills_due)
 
 
 class UntilEmpty:
@@ -64,3 +73,39 @@ class UntilEmpty:
     def close(self) -> None:
         """See contract.Capture."""
         self._capture.close()
+
+
+def look_for_changed_columns(applier: Applier, tables: Iterable[str], seconds: float) -> None:
+    """See Applier.check_columns, for so many seconds at most. A table that cannot be looked at keeps no other one from
+    it; it is told of, and the next drain looks again."""
+    given_up = threading.Event()
+
+    def look() -> None:
+        for table in tables:
+            if given_up.is_set():
+                return
+            try:
+                applier.check_columns_of(table)
+            except DocferryError as error:
+                said = {"table": table, "remedy": error.remedy}
+                _log.warning("whether the columns of %s changed is not known: %s", table, error, extra=said)
+
+    # A thread, because a table that somebody alters may be locked for as long as that takes.
+    thread = threading.Thread(target=look, name="columns", daemon=True)
+    thread.start()
+    thread.join(max(seconds, 0.0))
+    if thread.is_alive():
+        given_up.set()
+        _log.warning("not all tables could be looked at for changed columns in time; the next drain looks again")
+
+
+def backfills_due(ledger: Ledger, tables: Iterable[str]) -> tuple[str, ...]:
+    """Those of the tables whose backfill is not done, with nobody at it."""
+    wanted = set(tables)
+    due = []
+    for record in ledger.backfills(unfinished_only=True):
+        if record.table in wanted:
+            with ledger.backfilling(record.table) as nobody_is:
+                if nobody_is:
+                    due.append(record.table)
+    return tuple(due)

@@ -173,6 +173,14 @@ def test_asynchronous_events_are_bounded_and_end_in_the_queue() -> None:
     assert resources["DrainSchedule"]["Properties"]["ScheduleExpression"] == "rate(1 minute)"
 
 
+def test_backfills_that_nobody_runs_are_an_alarm() -> None:
+    alarm = _loaded("one")["Resources"]["BackfillsDueAlarm"]
+    properties = alarm["Properties"]
+    assert (properties["Namespace"], properties["MetricName"]) == ("docferry", "BackfillsDue")
+    assert alarm["Condition"] == "ReadsDatabase", "who does not drain does not look"
+    assert "docferry run --once" in properties["AlarmDescription"]
+
+
 def test_the_database_may_invoke_the_function_and_nothing_else() -> None:
     resources = _loaded("one")["Resources"]
     assert resources["Cluster"]["Properties"]["AssociatedRoles"] == [
