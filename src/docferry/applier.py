@@ -25,7 +25,7 @@ from docferry.retry import Retry
 from docferry.target.contract import Outcome, Result, Target
 from docferry.tracing import NO_TRACES, Tracer
 
-__all__ = ["Applier", "LetterBox", "Observe", "Tombstone"]
+__all__ = ["Applier", "Applies", "LetterBox", "Observe", "Tombstone"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -55,6 +55,13 @@ class Tombstone:
     collection: Collection
     key: Key
     version: int
+
+
+class Applies(Protocol):
+    """Of an Applier what a pipeline takes."""
+
+    def apply(self, changes: Sequence[Change], *, observe: Observe = ...) -> list[Tombstone]:
+        """See Applier.apply."""
 
 
 class Applier:

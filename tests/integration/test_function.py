@@ -227,7 +227,11 @@ def test_a_row_that_can_never_be_stored_goes_to_the_queue_and_the_others_arrive(
         outcome = next(receipt for receipt in chain.receipts if receipt["outcome"] == "dead")
         assert outcome["remedy"]
         # A message of the queue, brought by an event source mapping, fails the same way and stays one letter.
+        chain.receipts.clear()
         assert function.receive_message(json.dumps(letter), {}).dead == 1
+        (receipt,) = chain.receipts
+        assert (receipt["key"], receipt["version"], receipt["outcome"]) == ({"id": "2"}, str(letter["version"]), "dead")
+        assert receipt["latency_ms"] > 0, "since the event was sent"
     finally:
         function.close()
 
@@ -246,12 +250,20 @@ def test_what_is_no_event_is_refused(chain: Chain, document: dict[str, Any]) -> 
 
 def test_the_schedule_drains_what_could_not_be_sent(chain: Chain) -> None:
     chain.gateway.fail = "refuse"
+    (began,) = chain.connection.execute("SELECT now()").fetchone() or ()
     chain.connection.execute("INSERT INTO things SELECT g, 'x', '<a/>' FROM generate_series(1, 300) AS g")
     chain.connection.execute("DELETE FROM things WHERE id > 290")
     function = chain.function()
     try:
         summary = function.drain(60)
         assert (summary.changes, summary.oldest_seconds) == (310, 0.0)
+        told = {(one["op"], one["key"]["id"]): one for one in chain.receipts}
+        assert len(told) == len(chain.receipts) == 310, "each is told of"
+        one = told["insert", "7"]
+        assert (one["table"], one["outcome"]) == ("public.things", "applied")
+        recorded = chain.connection.execute("SELECT now() - %s::timestamptz", (began,)).fetchone()
+        assert recorded is not None
+        assert all(0 < one["latency_ms"] <= recorded[0].total_seconds() * 1000 for one in told.values())
         assert chain.connection.execute("SELECT count(*) FROM docferry.outbox").fetchone() == (0,)
         assert chain.item(1) is not None
         assert chain.item(300) is None

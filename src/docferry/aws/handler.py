@@ -76,7 +76,8 @@ def _records(function: Function, records: list[Mapping[str, Any]]) -> dict[str, 
     failures = []
     for record in records:
         try:
-            _count(function.receive_message(str(record["body"]), record.get("messageAttributes") or {}))
+            with logger.append_context_keys(message_id=record.get("messageId")):
+                _count(function.receive_message(str(record["body"]), record.get("messageAttributes") or {}))
         except Exception as error:
             logger.exception("a message could not be applied", message_id=record.get("messageId"), error=str(error))
             failures.append({"itemIdentifier": str(record["messageId"])})
@@ -92,10 +93,10 @@ def _count(summary: Summary) -> None:
     ):
         if count:
             metrics.add_metric(name, MetricUnit.Count, count)
-    if summary.latency is not None:
-        metrics.add_metric("Latency", MetricUnit.Milliseconds, round(summary.latency * 1000, 1))
 
 
 def _log_receipt(receipt: Mapping[str, Any]) -> None:
     level = logger.error if receipt["outcome"] == "dead" else logger.info
     level("change", **receipt)
+    if (latency := receipt.get("latency_ms")) is not None:
+        metrics.add_metric("Latency", MetricUnit.Milliseconds, latency)

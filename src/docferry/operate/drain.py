@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from docferry.applier import Applier
+from docferry.applier import Applier, Applies, Observe, Tombstone
 from docferry.capture.contract import Capture, Delivery, Ledger
+from docferry.change.model import Change
+from docferry.document.batch import Pending, mirror_of
+from docferry.document.mirror import Mirror
 from docferry.errors import DocferryError
+from docferry.operate.receive import Judge, Receipt, Results
+from docferry.target.contract import Result
 
-__all__ = ["Drained", "UntilEmpty", "backfills_due", "look_for_changed_columns"]
+__all__ = ["Drained", "Telling", "UntilEmpty", "backfills_due", "look_for_changed_columns"]
 
 _log = logging.getLogger(__name__)
 _LOOK = 0.05
@@ -21,27 +25,43 @@ _LOOK = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """What became of the changes. `oldest_seconds`: how long the oldest that is left has waited. `backfills_due`: the
-    tables whose backfill waits for somebody to run it."""
+    """How a drain left things. `oldest_seconds`: how long the oldest change that is left has waited. `backfills_due`:
+    the tables whose backfill waits for somebody to run it."""
 
-    applied: int
-    stale: int
-    dead: int
     oldest_seconds: float
-    backfills_due: tuple[str, ...] = ()
+    backfills_due: tuple[str, ...]
 
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return self.applied + self.stale + self.dead
 
-    @classmethod
-    def of(
-        cls, tables: Mapping[str, Mapping[str, Any]], oldest_seconds: float, backfills_due: tuple[str, ...]
-    ) -> Drained:
-        """From the counters of each table."""
-        applied, stale, dead = (sum(int(one[name]) for one in tables.values()) for name in ("applied", "stale", "dead"))
-        return cls(applied, stale, dead, oldest_seconds, backfills_due)
+def _unobserved(_pending: Pending, _result: Result) -> None:
+    pass
+
+
+class Telling:
+    """An applier that gives receipts for what it made durable. `tell` is called by one thread at a time."""
+
+    def __init__(
+        self, applier: Applies, mirrors: Mapping[str, Mirror], tell: Callable[[Sequence[Receipt]], None]
+    ) -> None:
+        self._applier = applier
+        self._mirrors = mirrors
+        self._judge = Judge(mirrors)
+        self._tell = tell
+        self._lock = threading.Lock()
+
+    def apply(self, changes: Sequence[Change], *, observe: Observe = _unobserved) -> list[Tombstone]:
+        """See Applier.apply."""
+        results: Results = {}
+
+        def note(pending: Pending, result: Result) -> None:
+            self._judge.note(results, pending, result)
+            observe(pending, result)
+
+        tombstones = self._applier.apply(changes, observe=note)
+        ours = [change for change in changes if mirror_of(change.relation, self._mirrors) is not None]
+        receipts = [self._judge.judged(change, results) for change in ours]
+        with self._lock:
+            self._tell(receipts)
+        return tombstones
 
 
 class UntilEmpty:
