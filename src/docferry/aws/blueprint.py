@@ -105,9 +105,11 @@ def parse_keys(given: Sequence[str], config: Config) -> dict[str, KeyAttributes]
 
 
 def config_for_function(text: str) -> str:
-    """The configuration file without what belongs to this machine: connection strings, endpoints, profile, comments."""
+    """The configuration file without what belongs to this machine: connection strings and how they are protected,
+    endpoints, profile, comments."""
     content = tomllib.loads(text)
-    source = {name: value for name, value in content.pop("source", {}).items() if name not in ("dsn", "secret")}
+    connection = ("dsn", "secret", "sslmode", "sslrootcert")
+    source = {name: value for name, value in content.pop("source", {}).items() if name not in connection}
     left_out = ("endpoint_url", "profile", "region")
     target = {name: value for name, value in content.pop("target", {}).items() if name not in left_out}
     letters = {name: value for name, value in content.pop("dead_letters", {}).items() if name != "queue"}

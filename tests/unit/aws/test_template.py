@@ -231,6 +231,16 @@ def test_the_configuration_goes_along_without_what_belongs_to_this_machine() -> 
     assert _loaded("one")["Parameters"]["FunctionName"]["Default"] == "shop-ferry"
 
 
+def test_the_function_encrypts_its_connection_to_a_new_cluster() -> None:
+    variables = _loaded("one")["Resources"]["Function"]["Properties"]["Environment"]["Variables"]
+    nothing = {"Ref": "AWS::NoValue"}
+    assert variables["DOCFERRY_SOURCE_SSLMODE"] == {
+        "Fn::If": ["ReadsDatabase", {"Fn::If": ["NewCluster", "require", nothing]}, nothing]
+    }
+    text = '[source]\nsslmode = "verify-full"\nsslrootcert = "/home/me/ca.pem"\ncapture = "lambda"\n'
+    assert tomllib.loads(config_for_function(text)) == {"source": {"capture": "lambda"}}, "a path of this machine"
+
+
 def test_a_long_configuration_lies_in_a_parameter() -> None:
     resources = _loaded("many")["Resources"]
     variables = resources["Function"]["Properties"]["Environment"]["Variables"]
