@@ -25,7 +25,7 @@ from docferry.retry import Retry
 from docferry.target.contract import Outcome, Result, Target
 from docferry.tracing import NO_TRACES, Tracer
 
-__all__ = ["Applier", "LetterBox", "Observe", "Tombstone"]
+__all__ = ["Applier", "Applies", "LetterBox", "Observe", "Tombstone"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -55,6 +55,13 @@ class Tombstone:
     collection: Collection
     key: Key
     version: int
+
+
+class Applies(Protocol):
+    """Of an Applier what a pipeline takes."""
+
+    def apply(self, changes: Sequence[Change], *, observe: Observe = ...) -> list[Tombstone]:
+        """See Applier.apply."""
 
 
 class Applier:
@@ -295,18 +302,23 @@ class Applier:
 
     def check_columns(self) -> None:
         """Look for schema changes that no row change has told of yet: a new column's default fills every row."""
-        for mirror in self._mirrors.values():
-            # Whoever holds it may wait for the source; so do we, and live.
-            while not self._schema_lock.acquire(timeout=1.0):
-                self._retry.on_wait()
-            try:
-                self._check_layout(mirror, set())
-            except TableGone as error:
-                self._check_not_renamed(mirror)
-                said = {"table": mirror.table}
-                _log.warning("%s; its items stay until you remove the mirror", error, extra=said)
-            finally:
-                self._schema_lock.release()
+        for table in self._mirrors:
+            self.check_columns_of(table)
+
+    def check_columns_of(self, table: str) -> None:
+        """The same for one table. Raises SourceRefused if it was renamed."""
+        mirror = self._mirrors[table]
+        # Whoever holds it may wait for the source; so do we, and live.
+        while not self._schema_lock.acquire(timeout=1.0):
+            self._retry.on_wait()
+        try:
+            self._check_layout(mirror, set())
+        except TableGone as error:
+            self._check_not_renamed(mirror)
+            said = {"table": mirror.table}
+            _log.warning("%s; its items stay until you remove the mirror", error, extra=said)
+        finally:
+            self._schema_lock.release()
 
     def _check_layout(self, mirror: Mirror, seen: set[str]) -> None:
         """Whatever order old and new relations are met in, the catalog decides what rows are made of now. `seen`:

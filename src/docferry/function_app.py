@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from docferry.app import App
 from docferry.applier import Applier, LetterBox
 from docferry.captures import make_capture
-from docferry.operate.drain import Drained, UntilEmpty
-from docferry.operate.receive import Receiver
+from docferry.operate.drain import Drained, Telling, UntilEmpty, backfills_due, look_for_changed_columns
+from docferry.operate.receive import Receipt, Receiver
 from docferry.pipeline import Pipeline, PipelineLimits
 from docferry.specify import EventMirrors
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["FunctionApp"]
 
 _STOP_GRACE = 3.0
+# Seconds for looking at the columns of all tables, and what has to be left for the rest of an invocation.
+_LOOKING, _REST = 10.0, 2.0
 
 
 class FunctionApp(App):
@@ -58,14 +61,23 @@ class FunctionApp(App):
         if not self.has_source:
             self._event_mirrors.learn(relations)
 
-    def drain(self, letters: LetterBox, stopping: threading.Event) -> Drained:
-        """Carry over what waits in the outbox, until it is empty or `stopping` is set. Raises NotApplied,
-        HistoryChanged."""
+    def drain(
+        self,
+        letters: LetterBox,
+        stopping: threading.Event,
+        until: float,
+        tell: Callable[[Sequence[Receipt]], None],
+    ) -> Drained:
+        """Carry over what waits in the outbox, until it is empty or `stopping` is set; then look for changed columns,
+        and for backfills that are due. `until`: when all has to be over, monotonic seconds. `tell`: of each change,
+        once it is durable. Raises NotApplied, HistoryChanged."""
         epoch = self.admin().check_applied()
         run = self.config.run
+        ledger = self._ledger(epoch.number)
+        applier = self._applier(ledger, letters)
         pipeline = Pipeline(
             UntilEmpty(make_capture(self.config, self.dsn, epoch), stopping),
-            self._applier(self._ledger(epoch.number), letters),
+            Telling(applier, self.mirrors, tell),
             self.retry,
             PipelineLimits(run.workers, run.in_flight_bytes, run.batch_changes, run.batch_bytes, _STOP_GRACE),
             stopping=stopping,
@@ -73,4 +85,6 @@ class FunctionApp(App):
         )
         pipeline.run()
         state = self.setup.state()
-        return Drained.of(self.metrics.snapshot(), 0.0 if state is None else state.oldest_seconds or 0.0)
+        look_for_changed_columns(applier, self.mirrors, min(_LOOKING, until - time.monotonic() - _REST))
+        oldest = 0.0 if state is None else state.oldest_seconds or 0.0
+        return Drained(oldest, backfills_due(ledger, self.mirrors))

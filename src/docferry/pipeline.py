@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
 
-from docferry.applier import Applier, Tombstone
+from docferry.applier import Applies, Tombstone
 from docferry.capture.contract import Capture, Delivery
 from docferry.change.model import Change, Op
 from docferry.document.batch import Pending
@@ -70,7 +70,7 @@ class Pipeline:
     def __init__(
         self,
         capture: Capture,
-        applier: Applier,
+        applier: Applies,
         retry: Retry,
         limits: PipelineLimits,
         *,

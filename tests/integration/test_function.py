@@ -1,9 +1,13 @@
-"""The Lambda function, in this process: events that triggers really sent, a real PostgreSQL, DynamoDB and SQS."""
+"""The Lambda function: events that triggers really sent, a real PostgreSQL, DynamoDB and SQS."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import boto3
@@ -227,7 +231,11 @@ def test_a_row_that_can_never_be_stored_goes_to_the_queue_and_the_others_arrive(
         outcome = next(receipt for receipt in chain.receipts if receipt["outcome"] == "dead")
         assert outcome["remedy"]
         # A message of the queue, brought by an event source mapping, fails the same way and stays one letter.
+        chain.receipts.clear()
         assert function.receive_message(json.dumps(letter), {}).dead == 1
+        (receipt,) = chain.receipts
+        assert (receipt["key"], receipt["version"], receipt["outcome"]) == ({"id": "2"}, str(letter["version"]), "dead")
+        assert receipt["latency_ms"] > 0, "since the event was sent"
     finally:
         function.close()
 
@@ -246,12 +254,20 @@ def test_what_is_no_event_is_refused(chain: Chain, document: dict[str, Any]) -> 
 
 def test_the_schedule_drains_what_could_not_be_sent(chain: Chain) -> None:
     chain.gateway.fail = "refuse"
+    (began,) = chain.connection.execute("SELECT now()").fetchone() or ()
     chain.connection.execute("INSERT INTO things SELECT g, 'x', '<a/>' FROM generate_series(1, 300) AS g")
     chain.connection.execute("DELETE FROM things WHERE id > 290")
     function = chain.function()
     try:
         summary = function.drain(60)
         assert (summary.changes, summary.oldest_seconds) == (310, 0.0)
+        told = {(one["op"], one["key"]["id"]): one for one in chain.receipts}
+        assert len(told) == len(chain.receipts) == 310, "each is told of"
+        one = told["insert", "7"]
+        assert (one["table"], one["outcome"]) == ("public.things", "applied")
+        recorded = chain.connection.execute("SELECT now() - %s::timestamptz", (began,)).fetchone()
+        assert recorded is not None
+        assert all(0 < one["latency_ms"] <= recorded[0].total_seconds() * 1000 for one in told.values())
         assert chain.connection.execute("SELECT count(*) FROM docferry.outbox").fetchone() == (0,)
         assert chain.item(1) is not None
         assert chain.item(300) is None
@@ -259,6 +275,26 @@ def test_the_schedule_drains_what_could_not_be_sent(chain: Chain) -> None:
         chain.connection.execute("UPDATE docferry.epochs SET timeline = timeline + 7")
         with pytest.raises(HistoryChanged):
             function.drain(60)
+    finally:
+        function.close()
+
+
+def test_the_schedule_looks_for_changed_columns_and_tells_what_has_to_be_populated(chain: Chain) -> None:
+    function = chain.function()
+    try:
+        assert function.drain(60).backfills_due == ("public.things",), "it is new"
+        with App(parse(chain.text, environ={})) as app:
+            app.backfill("things", anew=False, on_progress=lambda _: None)
+        assert function.drain(60).backfills_due == ()
+        # Every row has it, and no trigger fires.
+        chain.connection.execute("ALTER TABLE things ADD COLUMN colour text DEFAULT 'red'")
+        assert function.drain(60).backfills_due == ("public.things",)
+        with App(parse(chain.text, environ={})) as app:
+            with app.ledger.backfilling("public.things") as ours:
+                assert ours
+                assert function.drain(60).backfills_due == (), "somebody is at it"
+            app.backfill("things", anew=False, on_progress=lambda _: None)
+        assert function.drain(60).backfills_due == ()
     finally:
         function.close()
 
@@ -280,3 +316,145 @@ def test_the_configuration_may_be_a_parameter(chain: Chain, monkeypatch: pytest.
         chain.function(DOCFERRY_CONFIG_TEXT="")
     with pytest.raises(ConfigError, match="neither the database nor a queue"):
         chain.function(source=False, DOCFERRY_DEAD_LETTERS_QUEUE="")
+
+
+# -- the handler, in a process of its own as in Lambda ----------------------------------------------------------------
+
+_LAMBDA = """
+import json, sys
+from types import SimpleNamespace
+from docferry.aws.handler import handler
+
+for number, line in enumerate(sys.stdin):
+    context = SimpleNamespace(
+        function_name="ferry", memory_limit_in_mb=512, invoked_function_arn="arn:aws:lambda:us-east-1:1:function:ferry",
+        aws_request_id=f"request-{number}", get_remaining_time_in_millis=lambda: 60_000,
+    )
+    print(json.dumps({"answer": handler(json.loads(line), context)}), flush=True)
+"""
+
+
+@dataclass
+class Invocation:
+    """What the handler answered, and the JSON that it wrote to standard output meanwhile."""
+
+    answer: dict[str, Any] = field(default_factory=dict)
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def changes(self) -> list[tuple[str, dict[str, str], str, str]]:
+        """Table, key, version and outcome of each change in the log."""
+        return [
+            (one["table"], one["key"], one["version"], one["outcome"])
+            for one in self.lines
+            if one.get("message") == "change"
+        ]
+
+    @property
+    def metrics(self) -> dict[str, list[float]]:
+        """Every metric of the namespace, by name; each declared as embedded metrics are."""
+        found: dict[str, list[float]] = {}
+        for one in self.lines:
+            for declared in one.get("_aws", {}).get("CloudWatchMetrics", ()):
+                assert (declared["Namespace"], one["service"]) == ("docferry", "docferry")
+                for metric in declared["Metrics"]:
+                    found.setdefault(metric["Name"], []).extend(one[metric["Name"]])
+        return found
+
+
+def invoke(chain: Chain, *events: dict[str, Any]) -> list[Invocation]:
+    """The answers of one process to invocations one after another."""
+    environ = {**os.environ, "DOCFERRY_CONFIG_TEXT": chain.text, "DOCFERRY_SOURCE_DSN": chain.dsn}
+    done = subprocess.run(
+        [sys.executable, "-c", _LAMBDA],
+        input="".join(json.dumps(event) + "\n" for event in events),
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    invocations = [Invocation()]
+    for line in map(json.loads, done.stdout.splitlines()):
+        if "answer" in line:
+            invocations[-1].answer = line["answer"]
+            invocations.append(Invocation())
+        else:
+            invocations[-1].lines.append(line)
+    assert not invocations.pop().lines
+    return invocations
+
+
+def message(name: str, body: str) -> dict[str, Any]:
+    """A record of an SQS event."""
+    return {"messageId": name, "receiptHandle": "r", "body": body, "attributes": {}, "messageAttributes": {}}
+
+
+def test_the_handler_answers_logs_and_counts(chain: Chain) -> None:
+    chain.connection.execute("INSERT INTO things VALUES (1, 'redriven', NULL)")
+    chain.connection.execute("INSERT INTO things VALUES (2, 'given up by Lambda', NULL)")
+    chain.connection.execute("INSERT INTO things VALUES (3, 'direct', NULL)")
+    chain.connection.execute("INSERT INTO things VALUES (4, 'a', NULL), (5, 'b', '<a'), (6, 'c', NULL)")
+    redriven, failed, direct, group = chain.sent()
+    chain.gateway.fail = "refuse"
+    chain.connection.execute("INSERT INTO things VALUES (7, 'drained', NULL)")
+    on_failure = {
+        "version": "1.0",
+        "timestamp": "2026-11-25T10:03:00.5Z",
+        "requestContext": {"requestId": "r", "condition": "RetriesExhausted", "approximateInvokeCount": 3},
+        "requestPayload": failed,
+        "responsePayload": {"errorType": "Runtime.ExitError"},
+    }
+    records = {
+        "Records": [
+            message("good", json.dumps(redriven)),
+            message("garbage", "no JSON"),
+            message("on-failure", json.dumps(on_failure)),
+        ]
+    }
+    ((position,),) = chain.connection.execute("SELECT position FROM docferry.outbox").fetchall()
+
+    batch, one, several, drained = invoke(chain, records, direct, group, {"docferry": "drain"})
+
+    def told(event: dict[str, Any], key: int, outcome: str = "applied", place: int = 0) -> Any:
+        return "public.things", {"id": str(key)}, event["changes"][place]["version"], outcome
+
+    assert batch.answer == {"batchItemFailures": [{"itemIdentifier": "garbage"}]}
+    assert batch.changes == [told(redriven, 1), told(failed, 2)]
+    assert [line["message_id"] for line in batch.lines if "message_id" in line] == ["good", "garbage", "on-failure"]
+    (problem,) = [line for line in batch.lines if line.get("level") == "ERROR"]
+    assert (problem["message"], problem["message_id"]) == ("a message could not be applied", "garbage")
+    assert batch.metrics["Applied"] == [1, 1]
+    assert len(batch.metrics["Latency"]) == 2
+    assert batch.metrics["ColdStart"] == [1]
+
+    assert one.answer == {"changes": 1, "applied": 1}
+    assert one.changes == [told(direct, 3)]
+    assert (one.metrics["Applied"], len(one.metrics["Latency"])) == ([1], 1)
+    assert "ColdStart" not in one.metrics
+
+    assert several.answer == {"changes": 3, "applied": 2, "dead": 1}
+    assert several.changes == [told(group, 4), told(group, 5, "dead", 1), told(group, 6, place=2)]
+    (dead,) = [line for line in several.lines if line.get("outcome") == "dead"]
+    assert dead["level"] == "ERROR"
+    assert "id=5" in dead["problem"]
+    assert dead["remedy"]
+    assert (several.metrics["Applied"], several.metrics["Dead"], len(several.metrics["Latency"])) == ([2], [1], 3)
+
+    assert drained.answer == {"changes": 1, "applied": 1}
+    ((table, key, version, outcome),) = drained.changes
+    assert (table, key, outcome) == ("public.things", {"id": "7"}, "applied")
+    assert int(version) >> 32 & 2**64 - 1 == position
+    (due,) = [line for line in drained.lines if line.get("message") == "backfills are due"]
+    assert (due["level"], due["tables"]) == ("WARNING", ["public.things"])
+    assert "docferry backfill" in due["remedy"]
+    assert (drained.metrics["Drained"], drained.metrics["OutboxAge"], drained.metrics["Applied"]) == ([1], [0], [1])
+    assert drained.metrics["BackfillsDue"] == [1]
+    assert len(drained.metrics["Latency"]) == 1
+
+    for number, invocation in enumerate((batch, one, several, drained)):
+        assert all(value > 0 for value in invocation.metrics["Latency"])
+        logged = [line for line in invocation.lines if "_aws" not in line]
+        assert {line["function_request_id"] for line in logged} == {f"request-{number}"}
+    assert [chain.item(number) is not None for number in range(1, 8)] == [True] * 4 + [False] + [True] * 2

@@ -10,6 +10,7 @@ from typing import Any
 import boto3
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from docferry.config import Config, parse
 from docferry.embedded.dynamodb import EmbeddedDynamoDB
@@ -31,6 +32,7 @@ def credentials(aws: EmbeddedDynamoDB, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", aws.client_options()["aws_access_key_id"])
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", aws.client_options()["aws_secret_access_key"])
     monkeypatch.delenv("AWS_PROFILE", raising=False)
+    monkeypatch.delenv("PGSSLMODE", raising=False)
 
 
 def keep(aws: EmbeddedDynamoDB, name: str, text: str) -> str:
@@ -42,8 +44,8 @@ def keep(aws: EmbeddedDynamoDB, name: str, text: str) -> str:
         client.close()
 
 
-def read(aws: EmbeddedDynamoDB, secret: str) -> str:
-    return dsn_from_secret(secret, aws.region, aws.endpoint_url, None)
+def read(aws: EmbeddedDynamoDB, secret: str, **tls: str) -> str:
+    return dsn_from_secret(secret, aws.region, aws.endpoint_url, None, **tls)
 
 
 def test_a_database_secret_becomes_a_connection_string(aws: EmbeddedDynamoDB) -> None:
@@ -51,6 +53,28 @@ def test_a_database_secret_becomes_a_connection_string(aws: EmbeddedDynamoDB) ->
     dsn = read(aws, keep(aws, "whole", json.dumps(values)))
     assert {"user=app", "host=db.example", "port=5433", "dbname=shop"} <= set(dsn.split())
     assert r"password='p w\''" in dsn
+
+
+def test_a_secret_of_another_machine_is_not_sent_in_the_clear(
+    aws: EmbeddedDynamoDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tls(host: str, **given: str) -> dict[str, Any]:
+        name = f"tls{len(made)}"
+        made.append(keep(aws, name, json.dumps({"username": "app", "password": "p", "host": host})))
+        words = conninfo_to_dict(read(aws, made[-1], **given))
+        return {key: value for key, value in words.items() if key.startswith("ssl")}
+
+    made: list[str] = []
+    assert tls("db.example") == {"sslmode": "require"}
+    assert tls("db.example", sslmode="prefer") == {"sslmode": "prefer"}
+    verified = {"sslmode": "verify-full", "sslrootcert": "/etc/rds.pem"}
+    assert tls("db.example", sslrootcert="/etc/rds.pem") == verified
+    assert tls("127.0.0.1", sslrootcert="/etc/rds.pem") == verified
+    assert tls("db.example", sslrootcert="/etc/rds.pem", sslmode="verify-ca") == {**verified, "sslmode": "verify-ca"}
+    for ours in ("127.0.0.1", "::1", "localhost", "/var/run/postgresql"):
+        assert tls(ours) == {}
+    monkeypatch.setenv("PGSSLMODE", "verify-full")
+    assert tls("db.example") == {}, "libpq's own variable is not weakened"
 
 
 def test_a_secret_that_is_none_of_a_database(aws: EmbeddedDynamoDB) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,17 +10,19 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from docferry.config import Config
+from docferry.config import Config, parse
 from docferry.embedded.postgres import EmbeddedPostgres
 from docferry.embedded.postgres_binaries import server_identity
 from docferry.errors import SourceRefused
 from docferry.source.iam import iam_dsn
+from docferry.source.login import source_dsn
 from docferry.source.session import connect
 from docferry.source.transport import source_warnings, target_warnings
 
@@ -173,6 +176,30 @@ def test_a_missing_ca_file(server: EmbeddedPostgres, tmp_path: Path) -> None:
     assert "sslrootcert=system" in error.remedy
 
 
+def test_the_server_of_a_secret_is_verified(
+    server: EmbeddedPostgres, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"username": "scrambled", "password": "geheim", "host": "localhost", "port": server.port}
+    session = MagicMock()
+    session.client.return_value.get_secret_value.return_value = {"SecretString": json.dumps(values)}
+    monkeypatch.setattr("boto3.Session", lambda **_: session)
+
+    def words(root: Path) -> str:
+        text = f"""
+            [source]
+            secret = "arn:aws:secretsmanager:us-east-2:123456789012:secret:shop-AbCdEf"
+            sslmode = "verify-full"
+            sslrootcert = "{root}"
+            [[mirrors]]
+            table = "notes"
+        """
+        return source_dsn(parse(text, environ={}))
+
+    with closing(connect(words(authority.certificate), purpose="test")) as connection:
+        assert connection.pgconn.ssl_in_use
+    assert "certificate verify failed" in str(refusal(words(Authority(tmp_path / "other").certificate)))
+
+
 def test_a_server_without_tls(postgres: EmbeddedPostgres) -> None:
     error = refusal(make_conninfo(postgres.dsn(), sslmode="require"))
     assert "server does not support SSL" in str(error)
@@ -259,7 +286,7 @@ def test_a_worker_reconnects_with_new_tokens(server: EmbeddedPostgres, monkeypat
 
 def test_what_can_be_overheard_is_said(server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
     assert source_warnings(dsn(server, sslmode="disable")) == []
-    monkeypatch.setattr("docferry.source.transport._is_loopback", lambda _: False)
+    monkeypatch.setattr("docferry.source.transport.is_loopback", lambda _: False)
     ((problem, remedy),) = source_warnings(dsn(server, sslmode="disable"))
     assert "not encrypted" in problem
     assert "sslmode=verify-full" in remedy

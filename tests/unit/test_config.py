@@ -34,6 +34,7 @@ from docferry.config import (
 from docferry.errors import ConfigError
 
 DSN = "postgresql://app@127.0.0.1:5432/shop"
+ARN = "arn:aws:secretsmanager:us-east-2:123456789012:secret:shop-AbCdEf"
 SOURCE = f'[source]\ndsn = "{DSN}"\n'
 MIRROR = '[[mirrors]]\ntable = "public.orders"\n'
 PATH = Path("some/docferry.toml")
@@ -221,6 +222,21 @@ class TestEnvironment:
         text = '[source]\nsecret = "arn:aws:secretsmanager:us-east-2:123456789012:secret:a"\n' + MIRROR
         assert read(text, DOCFERRY_SOURCE_DSN=DSN).source == SourceConfig(dsn=DSN)
 
+    def test_tls_of_a_secret(self) -> None:
+        text = f'[source]\nsecret = "{ARN}"\nsslmode = "verify-full"\nsslrootcert = "/etc/ca.pem"\n' + MIRROR
+        source = read(text).source
+        assert (source.sslmode, source.sslrootcert) == ("verify-full", "/etc/ca.pem")
+        other = {"DOCFERRY_SOURCE_SSLMODE": "verify-ca", "DOCFERRY_SOURCE_SSLROOTCERT": "/opt/ca.pem"}
+        source = read(text, **other).source
+        assert (source.sslmode, source.sslrootcert) == ("verify-ca", "/opt/ca.pem")
+        source = read(SOURCE + MIRROR, DOCFERRY_SOURCE_SECRET=ARN, **other).source
+        assert (source.secret, source.sslmode, source.sslrootcert) == (ARN, "verify-ca", "/opt/ca.pem")
+        assert read(text, DOCFERRY_SOURCE_DSN=DSN).source == SourceConfig(dsn=DSN), "it replaces them all"
+        assert "expected one of disable" in refusal(text, DOCFERRY_SOURCE_SSLMODE="full")
+        for name in other:
+            assert name in refusal(SOURCE + MIRROR, **{name: other[name]}), "a connection string has its own"
+        assert parse(SOURCE + MIRROR, environ=other, needs_source=False).source.dsn is None
+
     def test_empty_is_unset(self) -> None:
         assert read(SOURCE + MIRROR, DOCFERRY_SOURCE_DSN="", DOCFERRY_TARGET_REGION="").source.dsn == DSN
 
@@ -259,6 +275,9 @@ MISTAKES = [
     (SOURCE + MIRROR + 'Table = "x"', "mirrors[0].Table: unknown key; did you mean `table`?"),
     (SOURCE + MIRROR + "[runs]\nworkers = 1", "runs: unknown key; did you mean `run`?", "the file may hold"),
     (SOURCE + 'secret = "arn:aws:secretsmanager:us-east-2:123456789012:secret:a"\n' + MIRROR, "exclude each other"),
+    (SOURCE + 'sslmode = "require"\n' + MIRROR, "source.sslmode: it is for `secret`"),
+    (SOURCE + 'sslrootcert = "/etc/ca.pem"\n' + MIRROR, "source.sslrootcert: it is for `secret`"),
+    (f'[source]\nsecret = "{ARN}"\nsslmode = "verify"\n' + MIRROR, "source.sslmode: found"),
     ('[source]\nsecret = "hunter2"\n' + MIRROR, "source.secret: expected the ARN of a secret"),
     (
         SOURCE + 'capture = "magic"\n' + MIRROR,

@@ -139,10 +139,11 @@ def parse_keys(given: Sequence[str], config: Config) -> dict[str, KeyAttributes]
 
 
 def config_for_function(text: str) -> str:
-    """The configuration file without what belongs to this machine: connection strings, endpoints, profile, comments.
-    With capture by triggers it always names the owner of their functions."""
+    """The configuration file without what belongs to this machine: connection strings and how they are protected,
+    endpoints, profile, comments. With capture by triggers it always names the owner of their functions."""
     content = tomllib.loads(text)
-    source = {name: value for name, value in content.pop("source", {}).items() if name not in ("dsn", "secret")}
+    connection = ("dsn", "secret", "sslmode", "sslrootcert")
+    source = {name: value for name, value in content.pop("source", {}).items() if name not in connection}
     if source.get("capture") in ("outbox", "lambda"):
         source["triggers"] = {"owner": FUNCTION_OWNER, **source.get("triggers", {})}
     left_out = ("endpoint_url", "profile", "region")

@@ -44,6 +44,7 @@ def dashboard(plan: Blueprint) -> str:
         [
             _widget("Duration (ms)", "p99", [("AWS/Lambda", "Duration", _FUNCTION)]),
             _widget("Invocations at once", "Maximum", [("AWS/Lambda", "ConcurrentExecutions", _FUNCTION)]),
+            _widget("Backfills that are due", "Maximum", [("docferry", "BackfillsDue", _OURS)]),
         ],
         [
             _widget("Aurora CPU (%)", "Average", [("AWS/RDS", "CPUUtilization", _CLUSTER)]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from docferry.change.wire import Event, EventDecoder
+from docferry.change.wire import EventDecoder
 from docferry.config import parse
 from docferry.deadletter.contract import DeadLetter, DeadLetters
 from docferry.deadletter.messages import read_message
@@ -22,18 +23,18 @@ from docferry.operate.receive import Fate, Receipt
 __all__ = ["Function", "Summary"]
 
 # What is left of an invocation's time for ending in order.
-_MARGIN = 5.0
+_MARGIN = 8.0
 
 
 @dataclass(slots=True)
 class Summary:
-    """What became of the changes of an invocation. `latency`: seconds from the sending to now; `oldest_seconds`: how
-    long the oldest change that is still in the outbox has waited."""
+    """What became of the changes of an invocation. `oldest_seconds`: how long the oldest change that is still in the
+    outbox has waited; `backfills_due`: the tables that wait for a backfill, which the function does not run."""
 
     fates: Counter[str] = field(default_factory=Counter)
-    latency: float | None = None
     changes: int = 0
     oldest_seconds: float = 0.0
+    backfills_due: tuple[str, ...] = ()
 
     @property
     def applied(self) -> int:
@@ -61,7 +62,8 @@ class Summary:
 
 
 class Function:
-    """One process of the function. `on_receipt` is told what became of each change. Serves one invocation at a time."""
+    """One process of the function. `on_receipt` is told what became of each change, by one thread at a time;
+    `latency_ms` is there for those that are durable. Serves one invocation at a time."""
 
     def __init__(self, app: FunctionApp, on_receipt: Callable[[Mapping[str, Any]], None]) -> None:
         self._app = app
@@ -94,7 +96,9 @@ class Function:
         self._app.learn(document.get("relations") or {})
         with self._letters.of(document):
             receipts = self._receiver.receive(event)
-        return self._told(receipts, event)
+        summary = Summary()
+        self._tell(receipts, summary)
+        return summary
 
     def receive_message(self, body: str, attributes: Mapping[str, Any]) -> Summary:
         """A message of a queue of dead letters: its event, or the one that a letter of docferry's own carries. Raises
@@ -110,13 +114,15 @@ class Function:
         return summary
 
     def drain(self, seconds: float) -> Summary:
-        """Carry over what waits in the outbox, for so many seconds at most; refuses, as `docferry run` does, when the
-        source's history changed or changes passed unseen."""
+        """Carry over what waits in the outbox, and look for changed columns, for so many seconds at most; refuses, as
+        `docferry run` does, when the source's history changed or changes passed unseen."""
         if not self._app.has_source:
             raise ConfigError(
                 "the function is not told where the database is, so it cannot drain the outbox",
                 remedy="Set DOCFERRY_SOURCE_SECRET, or let `docferry run` drain it.",
             )
+        summary = Summary()
+        until = time.monotonic() + seconds
         stopping = threading.Event()
         timer = threading.Timer(max(seconds - _MARGIN, 1.0), stopping.set)
         timer.daemon = True
@@ -124,19 +130,23 @@ class Function:
         try:
             # With objects of its own: a drain ends what it waits with.
             with FunctionApp(self._app.config) as app:
-                drained = app.drain(app.queued_dead_letters, stopping)
+                drained = app.drain(
+                    app.queued_dead_letters, stopping, until, lambda receipts: self._tell(receipts, summary)
+                )
         finally:
             timer.cancel()
-        counts = {Fate.APPLIED: drained.applied, Fate.STALE: drained.stale, Fate.DEAD: drained.dead}
-        fates: Counter[str] = Counter({fate: count for fate, count in counts.items() if count})
-        return Summary(fates, changes=drained.total, oldest_seconds=drained.oldest_seconds)
+        summary.oldest_seconds = drained.oldest_seconds
+        summary.backfills_due = drained.backfills_due
+        return summary
 
     def close(self) -> None:
         """Release connections. In Lambda the process just ends."""
         self._app.__exit__()
 
-    def _told(self, receipts: list[Receipt], event: Event) -> Summary:
-        summary = Summary(changes=len(receipts))
+    def _tell(self, receipts: Sequence[Receipt], summary: Summary) -> None:
+        """Of each change, and count it."""
+        now = datetime.now(UTC)
+        summary.changes += len(receipts)
         for receipt in receipts:
             summary.fates[receipt.fate] += 1
             told: dict[str, Any] = {
@@ -146,12 +156,11 @@ class Function:
                 "op": str(receipt.op),
                 "outcome": str(receipt.fate),
             }
+            if receipt.made_at is not None and receipt.fate.is_durable:
+                told["latency_ms"] = round(max((now - receipt.made_at).total_seconds(), 0.0) * 1000, 1)
             if receipt.error is not None:
                 told |= {"problem": str(receipt.error), "remedy": receipt.error.remedy}
             self._on_receipt(told)
-        if event.at is not None:
-            summary.latency = max((datetime.now(UTC) - event.at).total_seconds(), 0.0)
-        return summary
 
 
 class _WithEvents:

@@ -21,6 +21,11 @@ __all__ = ["handler"]
 logger = Logger(service="docferry", utc=True, log_record_order=["level", "message", "outcome", "table", "key"])
 metrics = Metrics(namespace="docferry", service="docferry")
 
+_RUN_BACKFILLS = (
+    "Run `docferry run --once`, or `docferry backfill` for each table, where the database can be reached: the function "
+    "has no time for it."
+)
+
 _function: Function | None = None
 
 
@@ -57,6 +62,9 @@ def _dispatch(function: Function, event: dict[str, Any], context: LambdaContext)
         _count(drained)
         metrics.add_metric("OutboxAge", MetricUnit.Seconds, drained.oldest_seconds)
         metrics.add_metric("Drained", MetricUnit.Count, drained.changes)
+        metrics.add_metric("BackfillsDue", MetricUnit.Count, len(drained.backfills_due))
+        if drained.backfills_due:
+            logger.warning("backfills are due", tables=drained.backfills_due, remedy=_RUN_BACKFILLS)
         return drained.answer()
     summary = function.receive(event)
     _count(summary)
@@ -68,7 +76,8 @@ def _records(function: Function, records: list[Mapping[str, Any]]) -> dict[str, 
     failures = []
     for record in records:
         try:
-            _count(function.receive_message(str(record["body"]), record.get("messageAttributes") or {}))
+            with logger.append_context_keys(message_id=record.get("messageId")):
+                _count(function.receive_message(str(record["body"]), record.get("messageAttributes") or {}))
         except Exception as error:
             logger.exception("a message could not be applied", message_id=record.get("messageId"), error=str(error))
             failures.append({"itemIdentifier": str(record["messageId"])})
@@ -84,10 +93,10 @@ def _count(summary: Summary) -> None:
     ):
         if count:
             metrics.add_metric(name, MetricUnit.Count, count)
-    if summary.latency is not None:
-        metrics.add_metric("Latency", MetricUnit.Milliseconds, round(summary.latency * 1000, 1))
 
 
 def _log_receipt(receipt: Mapping[str, Any]) -> None:
     level = logger.error if receipt["outcome"] == "dead" else logger.info
     level("change", **receipt)
+    if (latency := receipt.get("latency_ms")) is not None:
+        metrics.add_metric("Latency", MetricUnit.Milliseconds, latency)

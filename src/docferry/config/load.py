@@ -23,6 +23,7 @@ from docferry.config.model import (
     HealthConfig,
     RunConfig,
     SourceConfig,
+    SslMode,
     TargetConfig,
 )
 from docferry.config.names import SLOT
@@ -40,6 +41,7 @@ _REGION = re.compile(r"[a-z0-9-]{1,64}")
 _PREFIX = re.compile(r"[A-Za-z0-9_.-]{0,200}")
 _QUEUE = re.compile(r"https?://[^\s/]+/\S+")
 _AUTHS: Final[tuple[Auth, ...]] = ("password", "rds-iam")
+_SSL_MODES: Final[tuple[SslMode, ...]] = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _CAPTURES: Final[tuple[Capture, ...]] = ("replication", "outbox", "lambda")
 # Longer than the oldest event there can be: 6 hours in Lambda, 14 days in a queue of SQS, and some to replay it.
 _OLDEST_EVENT = 14 * 86400 + 6 * 3600
@@ -76,8 +78,9 @@ def parse(
 ) -> Config:
     """Check the text of a file. `path` is for messages only.
 
-    DOCFERRY_SOURCE_DSN, DOCFERRY_SOURCE_SECRET, DOCFERRY_SOURCE_AUTH, DOCFERRY_TARGET_REGION,
-    DOCFERRY_TARGET_ENDPOINT_URL and DOCFERRY_DEAD_LETTERS_QUEUE win over the file when they are not empty.
+    DOCFERRY_SOURCE_DSN, DOCFERRY_SOURCE_SECRET, DOCFERRY_SOURCE_AUTH, DOCFERRY_SOURCE_SSLMODE,
+    DOCFERRY_SOURCE_SSLROOTCERT, DOCFERRY_TARGET_REGION, DOCFERRY_TARGET_ENDPOINT_URL and DOCFERRY_DEAD_LETTERS_QUEUE
+    win over the file when they are not empty.
     `needs_source`: the database is told of; without it, what the file says of it does not count either. Raises
     ConfigError.
     """
@@ -114,6 +117,7 @@ def _read_source(section: Section, environ: Mapping[str, str], *, needs_source: 
         section.refuse("secret", "expected the ARN of a secret in AWS Secrets Manager (what was found is not shown)")
     if dsn is not None and secret is not None:
         section.refuse("secret", "`dsn` and `secret` exclude each other", remedy="Keep one of the two.")
+    sslmode, sslrootcert = _read_tls(section, with_dsn=dsn is not None)
     if dsn is not None and not looks_like_dsn(dsn):
         section.refuse("dsn", "this is not a PostgreSQL connection string", remedy=_DSN_FORM)
     if override := environ.get("DOCFERRY_SOURCE_DSN"):
@@ -125,6 +129,9 @@ def _read_source(section: Section, environ: Mapping[str, str], *, needs_source: 
             _refuse_variable("DOCFERRY_SOURCE_SECRET", "the ARN of a secret in AWS Secrets Manager")
         dsn, secret = None, override
     auth = _read_auth(section, environ, secret)
+    if secret is None:
+        sslmode = sslrootcert = None
+    sslmode, sslrootcert = _override_tls(sslmode, sslrootcert, environ, with_dsn=needs_source and dsn is not None)
     if not needs_source:
         dsn = secret = None
     elif dsn is None and secret is None:
@@ -140,8 +147,46 @@ def _read_source(section: Section, environ: Mapping[str, str], *, needs_source: 
     failover = section.flag("failover", default.failover)
     section.finish()
     return SourceConfig(
-        dsn, secret, capture, publication, slot or default.slot, heartbeat, triggers, lambda_, failover, auth
+        dsn,
+        secret,
+        capture,
+        publication,
+        slot or default.slot,
+        heartbeat,
+        triggers,
+        lambda_,
+        failover,
+        auth,
+        sslmode,
+        sslrootcert,
     )
+
+
+def _read_tls(section: Section, *, with_dsn: bool) -> tuple[SslMode | None, str | None]:
+    sslmode: SslMode | None = section.choice("sslmode", _SSL_MODES)
+    sslrootcert = section.text("sslrootcert")
+    for key, value in (("sslmode", sslmode), ("sslrootcert", sslrootcert)):
+        if with_dsn and value is not None:
+            section.refuse(key, "it is for `secret`; `dsn` has its own", remedy=f"Write {key}=... into `dsn`.")
+    return sslmode, sslrootcert
+
+
+def _override_tls(
+    sslmode: SslMode | None, sslrootcert: str | None, environ: Mapping[str, str], *, with_dsn: bool
+) -> tuple[SslMode | None, str | None]:
+    for name in ("SSLMODE", "SSLROOTCERT"):
+        # Not silently: somebody counts on it.
+        if with_dsn and environ.get(f"DOCFERRY_SOURCE_{name}"):
+            raise ConfigError(
+                f"DOCFERRY_SOURCE_{name}: it is for a secret, and the source is told by a connection string",
+                remedy=f"Write {name.lower()}=... into the connection string.",
+            )
+    if override := environ.get("DOCFERRY_SOURCE_SSLMODE"):
+        chosen = next((one for one in _SSL_MODES if one == override), None)
+        if chosen is None:
+            raise ConfigError(f"DOCFERRY_SOURCE_SSLMODE: expected one of {', '.join(_SSL_MODES)}")
+        sslmode = chosen
+    return sslmode, environ.get("DOCFERRY_SOURCE_SSLROOTCERT") or sslrootcert
 
 
 def _read_auth(section: Section, environ: Mapping[str, str], secret: str | None) -> Auth:

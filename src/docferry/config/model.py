@@ -23,6 +23,7 @@ __all__ = [
     "Reconcile",
     "RunConfig",
     "SourceConfig",
+    "SslMode",
     "TargetConfig",
     "TriggerConfig",
 ]
@@ -34,6 +35,7 @@ Format: TypeAlias = Literal["xml", "json", "yaml"]
 Reconcile: TypeAlias = Literal["off", "report", "repair"]
 Capture: TypeAlias = Literal["replication", "outbox", "lambda"]
 Auth: TypeAlias = Literal["password", "rds-iam"]
+SslMode: TypeAlias = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ class DeadLettersConfig:
 class SourceConfig:
     """Where rows come from. Exactly one of `dsn` and `secret` (an ARN of AWS Secrets Manager) is set. `failover`: the
     slot follows to standbys, where the server can do that. `auth`: where the password comes from; `rds-iam` makes a
-    token for each connection."""
+    token for each connection. `sslmode`, `sslrootcert`: libpq's, for `secret`; `dsn` holds its own."""
 
     dsn: str | None = None
     secret: str | None = None
@@ -99,13 +101,16 @@ class SourceConfig:
     lambda_: LambdaConfig = field(default_factory=LambdaConfig)
     failover: bool = True
     auth: Auth = "password"
+    sslmode: SslMode | None = None
+    sslrootcert: str | None = None
 
     def __repr__(self) -> str:
         dsn = None if self.dsn is None else safe_dsn(self.dsn)
         return (
             f"SourceConfig(dsn={dsn!r}, secret={self.secret!r}, capture={self.capture!r}, "
             f"publication={self.publication!r}, slot={self.slot!r}, heartbeat_interval={self.heartbeat_interval!r}, "
-            f"triggers={self.triggers!r}, lambda_={self.lambda_!r}, failover={self.failover!r}, auth={self.auth!r})"
+            f"triggers={self.triggers!r}, lambda_={self.lambda_!r}, failover={self.failover!r}, auth={self.auth!r}, "
+            f"sslmode={self.sslmode!r}, sslrootcert={self.sslrootcert!r})"
         )
 
 

@@ -1,4 +1,5 @@
-"""What one invocation does with the changes that triggers sent: judged by their transaction, applied, told of.
+"""What one invocation does with the changes that triggers sent: judged by their transaction, applied, told of; and a
+receipt for each change, also of those that are drained.
 
 Events come more than once, late and in any order, and each is sent before its transaction has ended. Their versions
 settle the order; what is asked here is whether the transaction committed at all.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from functools import partial
 from itertools import groupby
@@ -24,7 +26,7 @@ from docferry.document.model import Key
 from docferry.errors import ConfigError, RowRefused, TransactionPending
 from docferry.target.contract import Outcome, Result
 
-__all__ = ["Fate", "Receipt", "Receiver"]
+__all__ = ["Fate", "Judge", "Receipt", "Receiver", "Results"]
 
 _by_version = attrgetter("version")
 _FIRST_PAUSE = 0.05
@@ -40,11 +42,16 @@ class Fate(StrEnum):
     ROLLED_BACK = "rolled back"
     DEFERRED = "deferred"  # left to the event's next coming, or to a backfill
 
+    @property
+    def is_durable(self) -> bool:
+        """Whether the change is at the target, or in the dead letters."""
+        return self in (Fate.APPLIED, Fate.STALE, Fate.DEAD)
+
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """What became of one change. `key`: text of each key column by name; empty for a TRUNCATE. `error`: why it is
-    DEAD."""
+    DEAD. `made_at`: when the change was made, about: a moment before its commit."""
 
     table: str
     key: Mapping[str, str]
@@ -52,11 +59,59 @@ class Receipt:
     op: Op
     fate: Fate
     error: RowRefused | None = None
+    made_at: datetime | None = None
 
 
-_Results = dict[tuple[str, Key], Result]
+Results = dict[tuple[str, Key], Result]
+"""What became of each key that an applier has told of."""
+
 _FATES = {Outcome.APPLIED: Fate.APPLIED, Outcome.STALE: Fate.STALE, Outcome.REFUSED: Fate.DEAD}
 _WEIGHT = (Outcome.STALE, Outcome.APPLIED, Outcome.REFUSED)
+
+
+class Judge:
+    """Says what became of changes, by what became of their keys."""
+
+    def __init__(self, mirrors: Mapping[str, Mirror]) -> None:
+        self._mirrors = mirrors
+
+    def judged(self, change: Change, results: Results, *, in_doubt: bool = False) -> Receipt:
+        """A change counts as what became of its key; one that moved a row to another key as the weightier of both.
+        `in_doubt`: nobody knows whether it was committed."""
+        if change.op is Op.TRUNCATE:
+            return self.receipt(change, Fate.DEFERRED if in_doubt else Fate.APPLIED)
+        met = []
+        for row in (change.row, change.old):
+            if row is None:
+                continue
+            try:
+                key = self._mirrors[change.relation.table].converter.key(change.relation, row)
+            except RowRefused as error:
+                if row is change.row or change.row is None:
+                    return self.receipt(change, Fate.DEAD, error)
+                continue  # what could not be a key left no item
+            except ValueError:
+                continue  # it does not carry the key
+            if (change.relation.table, key) in results:
+                met.append(results[change.relation.table, key])
+        if not met:
+            return self.receipt(change, Fate.DEFERRED)  # the applier has asked for a backfill
+        worst = max(met, key=lambda result: _WEIGHT.index(result.outcome))
+        return self.receipt(change, _FATES[worst.outcome], worst.error)
+
+    def receipt(self, change: Change, fate: Fate, error: RowRefused | None = None) -> Receipt:
+        """That of a change which met this fate."""
+        mirror = mirror_of(change.relation, self._mirrors)
+        row = change.row if change.row is not None else change.old
+        key = {}
+        if mirror is not None and row is not None:
+            key = mirror.key_by_name(mirror.key_texts(change.relation, row))
+        return Receipt(change.relation.table, key, change.version, change.op, fate, error, change.committed_at)
+
+    @staticmethod
+    def note(results: Results, one: Pending, result: Result) -> None:
+        """For who observes an applier."""
+        results[one.mirror.table, one.key] = result
 
 
 class Receiver:
@@ -77,6 +132,7 @@ class Receiver:
     ) -> None:
         self._applier = applier
         self._mirrors = mirrors
+        self._judge = Judge(mirrors)
         self._gate = gate
         self._patience = patience
         self._sleep = sleep
@@ -107,11 +163,11 @@ class Receiver:
         `receive`."""
         receipts: dict[int, Receipt] = {}
         for group in _groups([one for one in changes if mirror_of(one.relation, self._mirrors) is not None]):
-            results: _Results = {}
+            results: Results = {}
             doubts = in_doubt or (reread and group[0].op is not Op.TRUNCATE)
-            self._applier.apply(group, in_doubt=doubts, observe=partial(_note, results))
+            self._applier.apply(group, in_doubt=doubts, observe=partial(Judge.note, results))
             for change in group:
-                receipts[change.version] = self._judged(change, results, in_doubt=in_doubt)
+                receipts[change.version] = self._judge.judged(change, results, in_doubt=in_doubt)
         unknown = {change.relation.table for change in changes if change.version not in receipts}
         if unknown:
             raise ConfigError(
@@ -122,7 +178,7 @@ class Receiver:
 
     def receipts(self, changes: Sequence[Change], fate: Fate) -> list[Receipt]:
         """Receipts of changes that met the same fate."""
-        return [self._receipt(change, fate) for change in changes]
+        return [self._judge.receipt(change, fate) for change in changes]
 
     def _state(self, transaction: int) -> TransactionState:
         """The transaction's state; one that is in progress gets some time to end."""
@@ -137,37 +193,6 @@ class Receiver:
             self._sleep(pause)
             left -= pause
             pause = min(2 * pause, _LONGEST_PAUSE)
-
-    def _judged(self, change: Change, results: _Results, *, in_doubt: bool) -> Receipt:
-        """A change counts as what became of its key; one that moved a row to another key as the weightier of both."""
-        if change.op is Op.TRUNCATE:
-            return self._receipt(change, Fate.DEFERRED if in_doubt else Fate.APPLIED)
-        met = []
-        for row in (change.row, change.old):
-            if row is None:
-                continue
-            try:
-                key = self._mirrors[change.relation.table].converter.key(change.relation, row)
-            except RowRefused as error:
-                if row is change.row or change.row is None:
-                    return self._receipt(change, Fate.DEAD, error)
-                continue  # what could not be a key left no item
-            if (change.relation.table, key) in results:
-                met.append(results[change.relation.table, key])
-        worst = max(met, key=lambda result: _WEIGHT.index(result.outcome))
-        return self._receipt(change, _FATES[worst.outcome], worst.error)
-
-    def _receipt(self, change: Change, fate: Fate, error: RowRefused | None = None) -> Receipt:
-        mirror = mirror_of(change.relation, self._mirrors)
-        row = change.row if change.row is not None else change.old
-        key = {}
-        if mirror is not None and row is not None:
-            key = mirror.key_by_name(mirror.key_texts(change.relation, row))
-        return Receipt(change.relation.table, key, change.version, change.op, fate, error)
-
-
-def _note(results: _Results, one: Pending, result: Result) -> None:
-    results[one.mirror.table, one.key] = result
 
 
 def _groups(changes: Sequence[Change]) -> list[list[Change]]:

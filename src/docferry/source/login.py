@@ -23,7 +23,14 @@ def source_dsn(config: Config) -> str:
     secret = source.secret
 
     def read() -> str:
-        return dsn_from_secret(secret, target.region, target.endpoint_url, target.profile)
+        return dsn_from_secret(
+            secret,
+            target.region,
+            target.endpoint_url,
+            target.profile,
+            sslmode=source.sslmode,
+            sslrootcert=source.sslrootcert,
+        )
 
     def read_again() -> str:
         try:

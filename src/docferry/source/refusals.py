@@ -9,24 +9,24 @@ __all__ = ["remedy_for"]
 
 _CREDENTIALS: Final = "Check user and password in [source] dsn, and pg_hba.conf."
 _CA: Final = (
-    "The server's certificate was not signed by a CA in sslrootcert of [source] dsn. Point sslrootcert at the right CA "
+    "The server's certificate was not signed by a CA in sslrootcert of [source]. Point sslrootcert at the right CA "
     "(on RDS and Aurora: the bundle https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem)."
 )
 _NAME: Final = (
-    "sslmode=verify-full wants the name that the certificate was made for as host in [source] dsn; with hostaddr=... "
+    "sslmode=verify-full wants the name that the certificate was made for as host of the source; with hostaddr=... "
     "beside it, the connection still goes to that address."
 )
 _ROOT: Final = (
-    "Point sslrootcert in [source] dsn at the CA's certificate, or set sslrootcert=system for the CAs of this machine."
+    "Point sslrootcert of [source] at the CA's certificate, or set sslrootcert=system for the CAs of this machine."
 )
-_NO_TLS: Final = "Set ssl = on at the server, or sslmode=disable in [source] dsn where the network is trusted."
+_NO_TLS: Final = "Set ssl = on at the server, or sslmode=disable in [source] where the network is trusted."
 _CLIENT: Final = "Check sslcert and sslkey in [source] dsn; only its owner may be able to read the key (mode 0600)."
 _BINDING: Final = (
     "channel_binding=require needs TLS and a password that the server keeps as scram-sha-256. See to both, or leave "
     "channel_binding out of [source] dsn."
 )
 _TLS_ONLY: Final = (
-    "Where the server wants TLS, set sslmode=require, better verify-full, in [source] dsn; otherwise see pg_hba.conf."
+    "Where the server wants TLS, set sslmode=require, better verify-full, in [source]; otherwise see pg_hba.conf."
 )
 _IAM: Final = (
     "The token of IAM was refused: GRANT rds_iam TO the user, allow rds-db:connect for it in the IAM policy, switch on "

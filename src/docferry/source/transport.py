@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from docferry.source.session import connect, translated
 
-__all__ = ["source_warnings", "target_warnings"]
+__all__ = ["is_loopback", "source_warnings", "target_warnings"]
 
 _ENCRYPTED: Final = b"SELECT ssl FROM pg_catalog.pg_stat_ssl WHERE pid = pg_catalog.pg_backend_pid()"
 
@@ -18,7 +18,7 @@ def source_warnings(dsn: str) -> list[tuple[str, str]]:
     SourceUnavailable, SourceRefused."""
     with connect(dsn, purpose="setup") as connection, translated():
         info = connection.info
-        if info.host.startswith(("/", "@")) or _is_loopback(info.hostaddr or info.host):
+        if info.host.startswith(("/", "@")) or is_loopback(info.hostaddr or info.host):
             return []
         row = connection.execute(_ENCRYPTED).fetchone()
         if row is not None and row[0]:
@@ -27,7 +27,7 @@ def source_warnings(dsn: str) -> list[tuple[str, str]]:
     return [
         (
             f"the connection to the source at {host} is not encrypted: rows and passwords can be overheard",
-            "Set sslmode=verify-full and sslrootcert in [source] dsn; see docs/security.md.",
+            "Set sslmode=verify-full and sslrootcert in [source] dsn, or beside [source] secret; see docs/security.md.",
         )
     ]
 
@@ -36,7 +36,7 @@ def target_warnings(endpoint_url: str | None) -> list[tuple[str, str]]:
     """(problem, remedy) when the target is another machine and is spoken to without TLS."""
     parts = urlsplit(endpoint_url or "")
     host = parts.hostname or ""
-    if parts.scheme != "http" or host == "localhost" or _is_loopback(host):
+    if parts.scheme != "http" or is_loopback(host):
         return []
     return [
         (
@@ -46,8 +46,9 @@ def target_warnings(endpoint_url: str | None) -> list[tuple[str, str]]:
     ]
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a name or address is this machine's own for certain."""
     try:
-        return ipaddress.ip_address(address).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False

@@ -174,6 +174,14 @@ def test_asynchronous_events_are_bounded_and_end_in_the_queue() -> None:
     assert resources["DrainSchedule"]["Properties"]["ScheduleExpression"] == "rate(1 minute)"
 
 
+def test_backfills_that_nobody_runs_are_an_alarm() -> None:
+    alarm = _loaded("one")["Resources"]["BackfillsDueAlarm"]
+    properties = alarm["Properties"]
+    assert (properties["Namespace"], properties["MetricName"]) == ("docferry", "BackfillsDue")
+    assert alarm["Condition"] == "ReadsDatabase", "who does not drain does not look"
+    assert "docferry run --once" in properties["AlarmDescription"]
+
+
 def test_the_database_may_invoke_the_function_and_nothing_else() -> None:
     resources = _loaded("one")["Resources"]
     assert resources["Cluster"]["Properties"]["AssociatedRoles"] == [
@@ -257,6 +265,17 @@ def test_the_trigger_functions_are_not_the_administrators(given: str, owner: str
     config = _config(text)
     made_text = blueprint(config, text, {"public.orders": (("id", "N"),)}).config
     assert tomllib.loads(made_text)["source"]["triggers"] == {"owner": owner}
+
+
+def test_the_function_encrypts_its_connection_to_a_new_cluster() -> None:
+    variables = _loaded("one")["Resources"]["Function"]["Properties"]["Environment"]["Variables"]
+    nothing = {"Ref": "AWS::NoValue"}
+    assert variables["DOCFERRY_SOURCE_SSLMODE"] == {
+        "Fn::If": ["ReadsDatabase", {"Fn::If": ["NewCluster", "require", nothing]}, nothing]
+    }
+    text = '[source]\nsslmode = "verify-full"\nsslrootcert = "/home/me/ca.pem"\ncapture = "lambda"\n'
+    source = tomllib.loads(config_for_function(text))["source"]
+    assert not source.keys() & {"sslmode", "sslrootcert"}, "a path of this machine"
 
 
 def test_a_long_configuration_lies_in_a_parameter() -> None:

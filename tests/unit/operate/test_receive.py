@@ -18,7 +18,8 @@ from docferry.document.mirror import Mirror
 from docferry.document.model import Collection, Key, KeyAttribute, KeyKind, MirrorSpec
 from docferry.errors import ConfigError, NeedsReread, SourceRefused, TransactionPending, Verdict
 from docferry.metrics import Metrics
-from docferry.operate.receive import Fate, Receiver
+from docferry.operate.drain import Telling
+from docferry.operate.receive import Fate, Receipt, Receiver
 from docferry.retry import Retry
 from docferry.target.floors_shared import control_collection
 from docferry.target.memory import MemoryStore, MemoryTarget
@@ -111,9 +112,9 @@ class Setting:
         self.target = MemoryTarget(MemoryStore(), control=CONTROL)
         for collection in (*ITEMS.values(), CONTROL):
             self.target.create(collection)
-        mirrors = {one.table: Mirror(MirrorSpec(one.table, ("id",), ITEMS[one.table]), one.oid) for one in (T, U)}
-        applier = Applier(
-            mirrors,
+        self.mirrors = {one.table: Mirror(MirrorSpec(one.table, ("id",), ITEMS[one.table]), one.oid) for one in (T, U)}
+        self.applier = Applier(
+            self.mirrors,
             cast("RowReader", self.rows) if database else None,
             self.target,
             cast("DeadLetters", self.letters),
@@ -123,7 +124,7 @@ class Setting:
             trusted_age=15 * 86400.0,
             clock=now.timestamp,
         )
-        self.receiver = Receiver(applier, mirrors, self.gate, patience=2.0, sleep=self.slept.append)
+        self.receiver = Receiver(self.applier, self.mirrors, self.gate, patience=2.0, sleep=self.slept.append)
 
     def receive(self, *changes: Change, reread: bool = False) -> list[tuple[str, int, Fate]]:
         receipts = self.receiver.receive(Event(1, 7421, AT, list(changes)), reread=reread)
@@ -386,3 +387,21 @@ def test_without_a_database_a_truncate_in_doubt_is_refused() -> None:
     with pytest.raises(SourceRefused, match="cannot be reached") as caught:
         setting.receiver.apply([truncate(12)], in_doubt=True)
     assert caught.value.remedy
+
+
+def test_drained_changes_have_receipts_too() -> None:
+    setting = Setting()
+    setting.receive(insert(20, "3", "newer"))
+    receipts: list[Receipt] = []
+    telling = Telling(setting.applier, setting.mirrors, receipts.extend)
+    nameless = Change(Op.DELETE, T, None, (UNCHANGED, UNCHANGED), 13, 7421, AT, 1)
+    telling.apply([insert(11, "1"), update(12, "3", "older"), nameless, insert(14, "9", of=STRANGE), insert(15, "")])
+    telling.apply([truncate(16, of=U)])
+    assert [(one.key.get("id"), one.version, one.fate, one.made_at) for one in receipts] == [
+        ("1", 11, Fate.APPLIED, AT),
+        ("3", 12, Fate.STALE, AT),
+        ("", 13, Fate.DEFERRED, AT),
+        ("", 15, Fate.DEAD, AT),
+        (None, 16, Fate.APPLIED, AT),
+    ]
+    assert setting.ledger.backfills == ["public.t"], "who knows which row it was"
