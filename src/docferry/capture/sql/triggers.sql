@@ -229,6 +229,7 @@ SET search_path = pg_catalog, pg_temp
 AS $docferry$
 DECLARE
     mine constant xid8 := pg_current_xact_id();
+    number constant bigint := mine::text::bigint;
     began constant timestamptz := clock_timestamp();
     -- Milliseconds that earlier events of this transaction took.
     spent constant int := coalesce(nullif(current_setting('docferry.sending', true), ''), '0')::int;
@@ -246,6 +247,11 @@ DECLARE
 BEGIN
     -- What later rounds of deferred triggers change gets a leader of its own.
     PERFORM set_config('docferry.recording', '', true);
+    -- Reading and deleting in the newest part of the outbox, concurrent transactions would seem to depend on each other,
+    -- and the server would refuse the commit of some. Draining takes what they leave in the outbox.
+    IF current_setting('transaction_isolation') = 'serializable' THEN
+        RETURN NULL;
+    END IF;
     IF spent >= {timeout_ms} THEN
         RETURN NULL;
     END IF;
@@ -267,7 +273,9 @@ BEGIN
     head := format('{{"docferry":1,"epoch":%s,"transaction":"%s","at":%s,"relations":', NEW.epoch, mine, to_json(began));
     FOR one IN
         SELECT o.position, o.epoch, o.op, o.table_name, o.relation_id, o.columns, o.key_names, o.new_row, o.old_row,
-               o.key, o.old_key
+               o.key, o.old_key,
+               -- The subtransaction that recorded it, as a number of 64 bits; NULL: none.
+               nullif(number + (o.xmin::text::bigint - number & 4294967295), number) AS subtransaction
           FROM docferry.outbox o
          WHERE o.position >= NEW.position AND ({group} OR o.position <= NEW.position) AND o.transaction = mine
          ORDER BY o.position
@@ -275,10 +283,21 @@ BEGIN
         entry := json_strip_nulls(json_build_object(
             'TG_OP', one.op, 'table', one.table_name,
             'version', (one.epoch::numeric * 79228162514264337593543950336 + one.position::numeric * 4294967296)::text,
+            'subtransaction', one.subtransaction::text,
             'NEW', one.new_row, 'OLD', one.old_row, 'key', one.key, 'old_key', one.old_key))::text;
         IF described IS DISTINCT FROM concat_ws(' ', one.relation_id, one.table_name, one.columns) THEN
             described := concat_ws(' ', one.relation_id, one.table_name, one.columns);
-            SELECT jsonb_build_object('oid', one.relation_id, 'key', one.key_names,
+            -- Key columns that were renamed since the trigger was made.
+            SELECT jsonb_build_object('oid', one.relation_id, 'key',
+                                      CASE WHEN one.key_names <@ array_agg(substr(c.described, strpos(c.described, ' ') + 1))
+                                           THEN one.key_names
+                                           ELSE coalesce((SELECT array_agg(a.attname::text ORDER BY k.n)
+                                                            FROM pg_index i, unnest(i.indkey) WITH ORDINALITY AS k(attnum, n)
+                                                            JOIN pg_attribute a USING (attnum)
+                                                           WHERE i.indrelid = one.relation_id AND i.indisprimary
+                                                             AND k.n <= i.indnkeyatts AND a.attrelid = i.indrelid
+                                                          HAVING count(*) = cardinality(one.key_names)), one.key_names)
+                                      END,
                                       'columns', jsonb_agg(nullif(substr(c.described, strpos(c.described || ' ', ' ') + 1), '')
                                                            ORDER BY c.n),
                                       'types', jsonb_agg(split_part(c.described, ' ', 1)::bigint ORDER BY c.n))
