@@ -14,7 +14,7 @@ import pytest
 
 from docferry.capture.contract import TransactionState
 from docferry.capture.transactions import PostgresTransactions
-from docferry.capture.trigger_functions import CHANGES, KEY_CHANGE, TRUNCATE
+from docferry.capture.trigger_functions import CHANGES, KEY_CHANGE, NESTED, TRUNCATE
 from docferry.change.model import Op
 from docferry.embedded.aws_lambda import LambdaGateway, install_standin
 
@@ -53,6 +53,7 @@ def test_the_triggers_are_the_articles(things: Road) -> None:
     assert rows == [
         (CHANGES, True, True, True, function, row | insert | delete | update),
         (KEY_CHANGE, True, True, True, function, row | update),
+        (NESTED, False, False, False, function, row | insert | delete | update),
         (TRUNCATE, False, False, False, function, truncate),
     ]
     definer, config = things.app.execute(
@@ -71,7 +72,8 @@ def test_one_event_a_transaction_with_all_that_it_did(things: Road) -> None:
     assert document["docferry"] == 1
     assert document["relations"]["public.things"]["columns"] == ["id", "name", "doc"]
     operations = [
-        (one["TG_OP"], one["table"], sorted(set(one) - {"TG_OP", "table", "version"})) for one in document["changes"]
+        (one["TG_OP"], one["table"], sorted(set(one) - {"TG_OP", "table", "version", "subtransaction"}))
+        for one in document["changes"]
     ]
     assert operations == [
         ("INSERT", "public.things", ["NEW"]),

@@ -19,6 +19,7 @@ from docferry.capture.trigger_setup import TriggerSetup
 from docferry.change.model import UNCHANGED, Change, Op, make_version, split_version
 from docferry.config import Capture
 from docferry.document.model import Put
+from docferry.embedded.postgres import EmbeddedPostgres
 from docferry.errors import HistoryChanged, SourceRefused, SourceUnavailable
 from docferry.retry import Retry
 from docferry.source.session import connect
@@ -450,7 +451,14 @@ def test_rows_that_fill_a_delivery_by_their_bytes(things: Outbox) -> None:
     assert max(sizes) < 250_000
 
 
-def test_a_sleeping_drainer_is_woken(things: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sleeping_drainer_is_woken(postgres_server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a server that prepares no transactions; elsewhere drainers do not sleep."""
+    with psycopg.connect(postgres_server.dsn(), autocommit=True) as admin:
+        admin.execute("ALTER SYSTEM SET max_prepared_transactions = 0")
+    postgres_server.restart()
+    things = Outbox(postgres_server.dsn())
+    things.app.execute("CREATE TABLE things (id int PRIMARY KEY, name text, doc text)")
+    things.mirror("public.things", "id")
     monkeypatch.setattr("docferry.capture.outbox._AWAKE", 0.05)
     monkeypatch.setattr("docferry.capture.outbox._SLEEP", 120.0)
     capture = things.capture()
@@ -471,6 +479,7 @@ def test_a_sleeping_drainer_is_woken(things: Outbox, monkeypatch: pytest.MonkeyP
     thread.join(60)
     assert not thread.is_alive()
     assert things.app.execute(sleeping).fetchone() == (1,)
+    things.close()
 
 
 def test_a_drainer_reconnects_after_a_restart_of_the_source(postgres_server: Any) -> None:

@@ -6,7 +6,7 @@ One random number generator decides everything: a seed is a schedule, and the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -377,6 +377,11 @@ class World:
         if self.weather.forgets and ended and transaction.ended_at < self.now - 24:
             return TransactionState.UNKNOWN
         return transaction.state
+
+    def rolled_back(self, subtransactions: Collection[int]) -> set[int]:
+        """contract.TransactionGate. There are none."""
+        assert not subtransactions
+        return set()
 
     def start(self, process: Process, what: str, call: Callable[[], object], after: Callable[[bool], None]) -> None:
         self.idle.remove(process)

@@ -194,6 +194,9 @@ class TransactionGate(Protocol):
         """`transaction`: the 64-bit id. COMMITTED only once the commit is flushed to disk, so that no crash takes it
         back; until then IN_PROGRESS."""
 
+    def rolled_back(self, subtransactions: Collection[int]) -> set[int]:
+        """Those of these that were rolled back. They are of a transaction that has ended."""
+
 
 class PageReader(Protocol):
     """Reads a table in key order (R6). Each thread uses a reader of its own."""

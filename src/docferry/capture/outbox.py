@@ -40,6 +40,8 @@ _LONGEST_CLAIM: Final = 10.0
 # nap is one claim: for the server, a claim costs as much as thirty rows.
 _AWAKE: Final = 1.0
 _NAP: Final = 0.01
+# Where writers cannot wake us.
+_LOOK: Final = 0.1
 _SLEEP: Final = 5.0
 
 Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
@@ -59,14 +61,15 @@ class _Claim:
 class OutboxCapture:
     """contract.Capture over docferry.outbox. A delivery's position is the number of its claim.
 
-    `most_changes`, `most_bytes`: of a delivery. `wakes`: writers notify a sleeping drainer.
+    `most_changes`, `most_bytes`: of a delivery. `wakes`: writers notify a sleeping drainer, where the server cannot
+    prepare transactions: one that has notified cannot be prepared.
     """
 
     def __init__(self, dsn: str, *, most_changes: int = 500, most_bytes: int = 1 << 20, wakes: bool = True) -> None:
         self._dsn = dsn
         self._most_changes = most_changes
         self._most_bytes = most_bytes
-        self._wakes = wakes
+        self._may_wake = self._wakes = wakes
         self._watch: Connection | None = None
         self._decoder: EventDecoder | None = None
         self._idle: list[Connection] = []
@@ -142,6 +145,7 @@ class OutboxCapture:
         if self._watch is None:
             self._watch = connect(self._dsn, purpose="outbox")
             self._watch.execute(_SQL["draining"].encode())
+            self._wakes = self._may_wake and self._watch.execute(_SQL["may_notify"].encode()).fetchone() == (True,)
             if self._wakes:
                 self._watch.execute("LISTEN docferry_outbox")
             self._decoder = EventDecoder(Types(self._watch))
@@ -153,7 +157,7 @@ class OutboxCapture:
         """Until the next look."""
         if now - self._last_seen < _AWAKE:
             return _NAP
-        return _SLEEP if self._wakes else _AWAKE
+        return _SLEEP if self._wakes else _LOOK
 
     def _wait(self, watch: Connection, seconds: float) -> None:
         if seconds > _NAP and self._wakes and not self._asleep:
@@ -217,7 +221,12 @@ class OutboxCapture:
         layout = self._decoder.layout(table, int(oid), columns, types, key_names)
         # What can be claimed is visible: nothing has to wait for its transaction (R5).
         version = make_version(epoch, position)
-        change = layout.change(op, version, 0, recorded_at, new=new, old=old, key=key, old_key=old_key)
+        try:
+            change = layout.change(op, version, 0, recorded_at, new=new, old=old, key=key, old_key=old_key)
+        except ValueError as error:
+            # It stops nothing else (R8); which row it is of, the table tells when it is read again.
+            _log.error("a change cannot be read: %s", error, extra={"table": table, "version": version, "op": op})
+            change = layout.unreadable(version, recorded_at)
         claim.positions.append(position)
         delivery.changes.append(change)
         delivery.size += change.size

@@ -13,15 +13,25 @@ from psycopg import sql
 from docferry.capture.catalog import split_table
 from docferry.source.statements import load
 
-__all__ = ["CHANGES", "KEY_CHANGE", "TRUNCATE", "Definition", "TriggerSettings", "functions", "table_triggers"]
+__all__ = [
+    "CHANGES",
+    "KEY_CHANGE",
+    "NESTED",
+    "TRUNCATE",
+    "Definition",
+    "TriggerSettings",
+    "functions",
+    "table_triggers",
+]
 
 CHANGES: Final = "sync_insert_update_delete_to_dynamodb"
 TRUNCATE: Final = "sync_truncate_to_dynamodb"
 KEY_CHANGE: Final = "sync_key_change_to_dynamodb"
+NESTED: Final = "sync_nested_to_dynamodb"
 
 _SQL: Final = load("triggers.sql")
 # As pg_trigger.tgtype has it: 1 for each row, 4 insert, 8 delete, 16 update, 32 truncate.
-_KINDS: Final = {CHANGES: 1 | 4 | 8 | 16, KEY_CHANGE: 1 | 16, TRUNCATE: 32}
+_KINDS: Final = {CHANGES: 1 | 4 | 8 | 16, KEY_CHANGE: 1 | 16, NESTED: 1 | 4 | 8 | 16, TRUNCATE: 32}
 # A change's row may fill so much of an event; the rest is for the description of its table.
 _SHARE_OF_A_ROW: Final = 0.75
 _MOST_BYTES_AS_JSON: Final = 6
@@ -119,6 +129,11 @@ def table_triggers(
             "CREATE {kind} {trigger} AFTER UPDATE ON {table} {timing} WHEN (({old}) IS DISTINCT FROM ({new})) "
             "EXECUTE FUNCTION docferry.sync_to_dynamodb({arguments})"
         ),
+        # Never deferred: it tells of a statement within a statement while that is so.
+        NESTED: sql.SQL(
+            "CREATE TRIGGER {trigger} AFTER INSERT OR UPDATE OR DELETE ON {table} FOR EACH ROW "
+            "WHEN (pg_catalog.pg_trigger_depth() > 0) EXECUTE FUNCTION docferry.sync_to_dynamodb({arguments})"
+        ),
         TRUNCATE: sql.SQL(
             "CREATE TRIGGER {trigger} AFTER TRUNCATE ON {table} FOR EACH STATEMENT "
             "EXECUTE FUNCTION docferry.sync_to_dynamodb({arguments})"
@@ -138,7 +153,7 @@ def table_triggers(
         }
         statement = template.format(kind=kind, **words)
         # There is no OR REPLACE for constraint triggers.
-        is_constraint = deferred and trigger != TRUNCATE
+        is_constraint = deferred and trigger in (CHANGES, KEY_CHANGE)
         replacing = None if is_constraint else _or_replace(template).format(kind=kind, **words)
         parts = (_KINDS[trigger], is_constraint, bytes(row[0]))
         made.append(Definition(trigger, statement, _fingerprint(statement.as_string(connection)), replacing, parts))

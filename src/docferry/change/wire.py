@@ -5,9 +5,10 @@
      "changes": [{"TG_OP": "UPDATE", "table": "public.orders", "version": "79228...", "NEW": "(1,<a/>)"}]}
 
 NEW and OLD are row literals, as PostgreSQL's record output writes them: the exact text of every column (R9). UPDATE
-carries OLD only when the key changed. A row that is too large for an event travels as `key` (and `old_key`), texts of
-the key columns, and is read again (R5). A column without a name is generated and not carried. Integers beyond 2**53 are
-text.
+carries OLD only when the key changed. A row that is too large for an event, or in doubt, travels as `key` (and
+`old_key`), texts of the key columns, and is read again (R5). `subtransaction`: the id of the one that recorded the
+change, when that was not the transaction itself; it may have been rolled back since. A column without a name is
+generated and not carried. Integers beyond 2**53 are text.
 Pure.
 """
 
@@ -34,12 +35,14 @@ class WireError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One decoded event: changes of one transaction. `transaction`: its 64-bit id; `at`: when it was sent."""
+    """One decoded event: changes of one transaction. `transaction`: its 64-bit id; `at`: when it was sent.
+    `subtransactions`: by its version, the one that recorded a change, if that was one."""
 
     epoch: int
     transaction: int
     at: datetime | None
     changes: list[Change] = field(default_factory=list)
+    subtransactions: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def tables(self) -> frozenset[str]:
@@ -91,7 +94,10 @@ class EventDecoder:
                 )
                 for one in event["changes"]
             ]
-            return Event(int(event["epoch"]), transaction, at, changes)
+            subtransactions = {
+                int(one["version"]): int(one["subtransaction"]) for one in event["changes"] if "subtransaction" in one
+            }
+            return Event(int(event["epoch"]), transaction, at, changes, subtransactions)
         except WireError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -167,6 +173,11 @@ class _Layout:
             row = before = None
         partial = new is None and key is not None and op is not Op.DELETE
         return Change(op, self.relation, row, before, version, transaction & 0xFFFFFFFF, at, size, partial)
+
+    def unreadable(self, version: int, at: datetime | None) -> Change:
+        """What is left of a change that cannot be read: something happened to a row whose key nobody knows."""
+        nothing: Row = (UNCHANGED,) * len(self.relation.columns)
+        return Change(Op.DELETE, self.relation, None, nothing, version, 0, at, _OVERHEAD)
 
     def _row(self, literal: str) -> Row:
         values = parse_composite(literal.encode())

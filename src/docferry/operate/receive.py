@@ -146,7 +146,7 @@ class Receiver:
         """
         match self._state(event.transaction):
             case TransactionState.COMMITTED:
-                return self.apply(event.changes, reread=reread)
+                return self._committed(event, reread=reread)
             case TransactionState.UNKNOWN:
                 # It has ended, so long ago that its id may have come round since.
                 return self.apply([change._replace(transaction=0) for change in event.changes], in_doubt=True)
@@ -156,6 +156,17 @@ class Receiver:
                 raise TransactionPending(
                     f"transaction {event.transaction} is still in progress after {self._patience:g} s"
                 )
+
+    def _committed(self, event: Event, *, reread: bool) -> list[Receipt]:
+        """Apply an event, but for what was sent before a savepoint took it back."""
+        undone: set[int] = set()
+        if self._gate is not None and event.subtransactions:
+            undone = self._gate.rolled_back(set(event.subtransactions.values()))
+        if not undone:
+            return self.apply(event.changes, reread=reread)
+        kept = [one for one in event.changes if event.subtransactions.get(one.version) not in undone]
+        receipts = {one.version: one for one in self.apply(kept, reread=reread)}
+        return [receipts.get(one.version) or self._receipt(one, Fate.ROLLED_BACK) for one in event.changes]
 
     def apply(self, changes: Sequence[Change], *, in_doubt: bool = False, reread: bool = False) -> list[Receipt]:
         """Make changes durable that come in any order and are known to be committed. `in_doubt`: they are not, and the

@@ -144,6 +144,9 @@ class Replay:
         state = self._ended.get(transaction) or self.gate.state(transaction)
         if state is not TransactionState.IN_PROGRESS:
             self._ended[transaction] = state
+        parts = _subtransactions(letter)
+        if state is TransactionState.COMMITTED and parts and self.gate.rolled_back(parts):
+            return TransactionState.ABORTED
         return state
 
     def _batch(self, mirror: Mirror, batch: list[StoredDeadLetter], floor: int, *, dry_run: bool) -> list[ReplayResult]:
@@ -301,6 +304,14 @@ def _transaction(letter: DeadLetter) -> int | None:
     """The 64-bit id of the transaction that sent the change as an event."""
     text = str((letter.payload or {}).get("transaction") or "")
     return int(text) if text.isdigit() else None
+
+
+def _subtransactions(letter: DeadLetter) -> set[int]:
+    """Those that recorded the change, if they did: they may have been rolled back, although the transaction was not."""
+    changes = [
+        one for one in (letter.payload or {}).get("changes", ()) if str(one.get("version")) == str(letter.version)
+    ]
+    return {int(one["subtransaction"]) for one in changes if str(one.get("subtransaction", "")).isdigit()}
 
 
 def _by_table(letters: Sequence[StoredDeadLetter]) -> list[list[StoredDeadLetter]]:

@@ -46,6 +46,23 @@ def literal(values: list[str | None]) -> str:
     return f"({','.join(fields)})"
 
 
+def test_a_change_names_the_subtransaction_that_recorded_it() -> None:
+    changes = [
+        {"TG_OP": "INSERT", "NEW": "(1,x)", "subtransaction": str(2**33 + 8)},
+        {"TG_OP": "INSERT", "NEW": "(2,x)", "version": str(make_version(3, 6))},
+    ]
+    decoded = decode_event(event(*changes), types)
+    assert decoded.subtransactions == {make_version(3, 5): 2**33 + 8}
+    with pytest.raises(WireError):
+        decode_event(event({"TG_OP": "INSERT", "NEW": "(1,x)", "subtransaction": "seven"}), types)
+
+
+def test_what_is_left_of_a_change_that_cannot_be_read_carries_nothing() -> None:
+    layout = EventDecoder(types).layout("public.orders", 16412, ["id", "doc"], [20, 142], ["id"])
+    left = layout.unreadable(make_version(3, 5), None)
+    assert (left.op, left.row, left.old, left.version) == (Op.DELETE, None, (UNCHANGED, UNCHANGED), make_version(3, 5))
+
+
 def test_one_of_each() -> None:
     decoded = decode_event(
         event(

@@ -95,11 +95,16 @@ class Gate:
 
     def __init__(self, *states: TransactionState) -> None:
         self.states = list(states)
+        self.undone: set[int] = set()
         self.asked: list[int] = []
 
     def state(self, transaction: int) -> TransactionState:
         self.asked.append(transaction)
         return self.states.pop(0) if len(self.states) > 1 else self.states[0]
+
+    def rolled_back(self, subtransactions: AnyOf[int]) -> set[int]:
+        self.asked.extend(sorted(subtransactions))
+        return self.undone & set(subtransactions)
 
 
 class Setting:
@@ -188,6 +193,18 @@ def test_outcomes_come_in_the_order_of_the_changes() -> None:
         ("1", 11, Fate.APPLIED),
     ]
     assert setting.stored() == {("1",): (12, "last")}
+
+
+def test_what_a_savepoint_took_back_is_not_applied_although_its_transaction_was_committed() -> None:
+    setting = Setting(COMMITTED)
+    assert setting.gate is not None
+    setting.gate.undone = {7423}
+    changes = [insert(11, "1"), insert(12, "2"), truncate(13), insert(14, "3")]
+    event = Event(1, 7421, AT, changes, subtransactions={11: 7422, 12: 7423, 13: 7423})
+    fates = [receipt.fate for receipt in setting.receiver.receive(event)]
+    assert fates == [Fate.APPLIED, Fate.ROLLED_BACK, Fate.ROLLED_BACK, Fate.APPLIED]
+    assert set(setting.stored()) == {("1",), ("3",)}
+    assert setting.gate.asked == [7421, 7422, 7423]
 
 
 def test_nothing_of_a_transaction_that_was_rolled_back_is_applied() -> None:

@@ -283,11 +283,19 @@ def test_the_rate_is_kept(world: World) -> None:
 
 
 def sent(
-    op: Op, version: int, key: str | None = None, *, old_key: str | None = None, transaction: int = 700
+    op: Op,
+    version: int,
+    key: str | None = None,
+    *,
+    old_key: str | None = None,
+    transaction: int = 700,
+    subtransaction: int | None = None,
 ) -> DeadLetter:
     """A letter as the queue holds it."""
     named = {} if key is None else {"id": key}
     change = {"TG_OP": op.name, "table": "public.t", "version": str(version)}
+    if subtransaction is not None:
+        change["subtransaction"] = str(subtransaction)
     payload = {"docferry": 1, "transaction": str(transaction), "changes": [change], "relations": {}}
     old = None if old_key is None else {"id": old_key}
     return DeadLetter("public.t", named, version, op, "function-failed", "it broke", payload=payload, old_key=old)
@@ -303,6 +311,9 @@ class Gate:
     def state(self, transaction: int) -> TransactionState:
         self.asked.append(transaction)
         return self.states.get(transaction, TransactionState.COMMITTED)
+
+    def rolled_back(self, subtransactions: Collection[int]) -> set[int]:
+        return {one for one in subtransactions if self.states.get(one) is TransactionState.ABORTED}
 
 
 class Queue(Letters):
@@ -422,6 +433,15 @@ def test_what_was_rolled_back_is_dropped_and_what_is_open_waits() -> None:
     assert set(world.items()) == {"3", "4"}
     assert [one.letter.key for one in world.letters.kept.values()] == [{"id": "2"}]
     assert world.seen == [{4}]
+
+
+def test_what_a_savepoint_took_back_is_dropped_although_its_transaction_was_committed() -> None:
+    gate = Gate(t702=TransactionState.ABORTED)
+    kept, undone = sent(Op.UPDATE, 51, "1", subtransaction=701), sent(Op.TRUNCATE, 52, subtransaction=702)
+    world = SentWorld(kept, undone, gate=gate)
+    world.row("1", "current")
+    assert world.outcomes() == ["applied", "rolled-back"]
+    assert world.ledger.truncated == 0
 
 
 def test_a_truncate_raises_the_floor_and_only_the_newest_is_applied() -> None:

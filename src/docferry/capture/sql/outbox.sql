@@ -193,6 +193,10 @@ SELECT pg_catalog.nextval('docferry.positions');
 -- Says that somebody drains, for as long as the connection lives.
 SELECT pg_catalog.pg_try_advisory_lock_shared(1685021542, 6);
 
+-- name: may_notify
+-- Whether writers may notify: whoever does cannot prepare his transaction.
+SELECT current_setting('max_prepared_transactions') = '0';
+
 -- name: claim
 -- Changes that nobody else is at, oldest first. The rows stay locked until the claim ends, by deletion or by rollback.
 SELECT position, epoch, op, table_name, relation_id, columns, key_names, new_row, old_row, key, old_key, recorded_at
@@ -216,3 +220,8 @@ SELECT pg_catalog.setval('docferry.sleeping', 1);
 -- name: transaction_status
 -- What became of a transaction: committed, aborted, in progress, or NULL when it is too old to be known.
 SELECT pg_catalog.pg_xact_status(%s::text::xid8);
+
+-- name: rolled_back
+-- Those of these subtransactions that were rolled back.
+SELECT given.number FROM unnest(%s::bigint[]) AS given(number)
+ WHERE pg_catalog.pg_xact_status(given.number::text::xid8) = 'aborted';
