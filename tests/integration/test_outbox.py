@@ -24,7 +24,7 @@ from docferry.retry import Retry
 from docferry.source.session import connect
 from docferry.target.contract import Outcome
 
-from ..waiting import until
+from ..waiting import PATIENCE, until
 from .harness import Ferry
 from .test_values_oracle import CASES, DDL
 
@@ -434,6 +434,48 @@ def test_a_claim_that_takes_long_holds_up_no_vacuum(things: Outbox, monkeypatch:
     assert delivery.position is not None
     capture.confirm(delivery.position)
     assert things.waiting() == 2
+
+
+def test_two_drainers_that_let_go_do_not_wait_for_each_other(things: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a long outage of the target, each has claimed what the other let go of, and still has to delete it."""
+    fill(things, 10)
+    one, other = things.capture(most_changes=5), things.capture(most_changes=5)
+    let_go = [capture.read(PATIENCE) for capture in (one, other)]
+    with monkeypatch.context() as patch:
+        patch.setattr("docferry.capture.outbox._LONGEST_CLAIM", -1.0)
+        one.keep_alive(0)
+        other.keep_alive(0)
+    claimed = [capture.read(PATIENCE) for capture in (one, other)]
+    versions = [{change.version for change in delivery.changes} for delivery in (*let_go, *claimed)]
+    assert versions[2:] == [versions[1], versions[0]]
+
+    def confirm(capture: OutboxCapture, *deliveries: Delivery) -> None:
+        for delivery in deliveries:
+            assert delivery.position is not None
+            capture.confirm(delivery.position)
+
+    threads = [
+        threading.Thread(target=confirm, args=(one, let_go[0])),
+        threading.Thread(target=confirm, args=(other, let_go[1])),
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert not any(thread.is_alive() for thread in threads)
+    finally:
+        things.app.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+            "AND application_name = 'docferry outbox claim' AND wait_event_type = 'Lock'"
+        )
+        for thread in threads:
+            thread.join()
+    # Who has a claim deletes its rows.
+    assert things.waiting() == 10
+    confirm(one, claimed[0])
+    confirm(other, claimed[1])
+    assert things.waiting() == 0
 
 
 def test_rows_that_fill_a_delivery_by_their_bytes(things: Outbox) -> None:

@@ -109,8 +109,9 @@ class OutboxCapture:
             with translated():
                 while self._claims and self._claims[0].ticket <= position:
                     claim = self._claims[0]
+                    release = _SQL["release" if claim.held else "release_unlocked"]
                     with failpoint("outbox.delete"):
-                        claim.connection.execute(_SQL["release"].encode(), (claim.positions,))
+                        claim.connection.execute(release.encode(), (claim.positions,))
                     if claim.held:
                         with failpoint("outbox.commit"):
                             claim.connection.execute("COMMIT")

@@ -205,6 +205,12 @@ SELECT position, epoch, op, table_name, relation_id, columns, key_names, new_row
 -- What is durable leaves the outbox.
 DELETE FROM docferry.outbox WHERE position = ANY (%s);
 
+-- name: release_unlocked
+-- The same without the locks of a claim. What is locked is in somebody's claim: his to delete, and not to be waited for,
+-- because he may wait for one of ours.
+DELETE FROM docferry.outbox
+ WHERE position = ANY (ARRAY(SELECT position FROM docferry.outbox WHERE position = ANY (%s) FOR UPDATE SKIP LOCKED));
+
 -- name: going_to_sleep
 -- From now on a writer wakes us.
 SELECT pg_catalog.setval('docferry.sleeping', 2);
