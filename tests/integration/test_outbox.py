@@ -19,6 +19,7 @@ from docferry.capture.trigger_setup import TriggerSetup
 from docferry.change.model import UNCHANGED, Change, Op, make_version, split_version
 from docferry.config import Capture
 from docferry.document.model import Put
+from docferry.embedded.postgres import EmbeddedPostgres
 from docferry.errors import HistoryChanged, SourceRefused, SourceUnavailable
 from docferry.retry import Retry
 from docferry.source.session import connect
@@ -476,6 +477,31 @@ def test_two_drainers_that_let_go_do_not_wait_for_each_other(things: Outbox, mon
     confirm(one, claimed[0])
     confirm(other, claimed[1])
     assert things.waiting() == 0
+
+
+def test_what_a_crash_could_take_back_is_not_delivered(postgres_server: EmbeddedPostgres) -> None:
+    """A transaction that commits asynchronously is visible before it is on disk."""
+    outbox = Outbox(postgres_server.dsn())
+    try:
+        outbox.app.execute("CREATE TABLE things (id int PRIMARY KEY, name text, doc text)")
+        outbox.mirror("public.things", "id")
+        # Nobody else brings it there meanwhile.
+        for setting in ("wal_writer_delay = '10s'", "bgwriter_delay = '10s'", "autovacuum = off"):
+            outbox.app.execute(f"ALTER SYSTEM SET {setting}")
+        outbox.app.close()
+        postgres_server.restart()
+        outbox.app = psycopg.connect(outbox.dsn, autocommit=True)
+        outbox.app.execute("SET synchronous_commit = off")
+        outbox.app.execute("INSERT INTO things VALUES (1, 'one', NULL)")
+        (change,) = outbox.capture().read(PATIENCE).changes
+        outbox.app.close()
+        postgres_server.restart("immediate")
+        outbox.app = psycopg.connect(outbox.dsn, autocommit=True)
+        position = split_version(change.version)[1]
+        assert outbox.app.execute("SELECT id, name FROM things").fetchall() == [(1, "one")]
+        assert outbox.app.execute("SELECT position FROM docferry.outbox").fetchall() == [(position,)]
+    finally:
+        outbox.close()
 
 
 def test_rows_that_fill_a_delivery_by_their_bytes(things: Outbox) -> None:
