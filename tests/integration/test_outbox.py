@@ -268,6 +268,20 @@ def test_a_broken_outbox_fails_no_statement_and_is_noticed(things: Outbox, broke
         things.app.execute(f"DROP SCHEMA docferry CASCADE; DROP OWNED BY {role}; DROP ROLE {role}")
 
 
+def test_what_is_missed_while_apply_works_is_not_forgotten(things: Outbox) -> None:
+    setup = things.setup()
+    assert setup.gap() is None
+    things.app.execute("ALTER TABLE docferry.outbox ADD CONSTRAINT never CHECK (false) NOT VALID")
+    things.app.execute("INSERT INTO things VALUES (1, 'one', NULL)")
+    things.app.execute("ALTER TABLE docferry.outbox DROP CONSTRAINT never")
+    setup.prepare(["public.things"])
+    # Nobody knew of it, so nobody has made up for it.
+    assert "could not be recorded" in (things.setup().gap() or "")
+    assert setup.gap() is not None
+    setup.prepare(["public.things"])
+    assert setup.gap() is None
+
+
 def test_an_outbox_that_is_locked_holds_nobody_up_longer_than_his_own_lock_timeout(things: Outbox) -> None:
     with psycopg.connect(things.dsn) as other:
         other.execute("LOCK TABLE docferry.outbox IN ACCESS EXCLUSIVE MODE")

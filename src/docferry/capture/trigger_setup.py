@@ -50,6 +50,7 @@ class TriggerSetup:
         self._dsn = dsn
         self._settings = settings
         self._keys = keys
+        self._gap_seen = False
 
     # -- the contract -------------------------------------------------------------------------------------------------
 
@@ -93,9 +94,11 @@ class TriggerSetup:
         """See the contract."""
         with self._connected() as connection:
             if not _one(connection, "exists")[0]:
+                self._gap_seen = True
                 return "docferry.outbox does not exist"
             missed, known = _one(connection, "missed")
-        if missed > known:
+        self._gap_seen = missed > known
+        if self._gap_seen:
             return f"{missed - known} transaction(s) had changes that could not be recorded in docferry.outbox"
         return None
 
@@ -160,8 +163,11 @@ class TriggerSetup:
             for table in sorted(set(self._present(connection)) - set(tables)):
                 self._drop_triggers(connection, table)
                 done.append(f"dropped the triggers on {table}")
-            # Whoever applies has asked, by `gap`, whether something was missed, and requested what makes up for it.
-            connection.execute(_SQL["missed_is_known"].encode())
+            if self._gap_seen:
+                # Whoever was told of it populates all collections once this is done, which makes up for what was missed
+                # meanwhile too. Whoever was told of none must learn of it the next time he asks.
+                connection.execute(_SQL["missed_is_known"].encode())
+                self._gap_seen = False
         return done
 
     def present(self) -> list[str]:

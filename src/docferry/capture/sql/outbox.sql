@@ -92,7 +92,7 @@ SELECT coalesce(max(epoch), 0) FROM docferry.epochs;
 SELECT CASE WHEN m.is_called THEN m.last_value ELSE 0 END, c.missed_known FROM docferry.missed m, docferry.capture c;
 
 -- name: missed_is_known
--- `apply` has requested what makes up for them.
+-- `apply` makes up for them.
 UPDATE docferry.capture SET missed_known = (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM docferry.missed);
 
 -- name: triggers
