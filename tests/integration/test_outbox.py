@@ -14,7 +14,7 @@ from psycopg import sql
 from docferry.capture.contract import Delivery
 from docferry.capture.ledger import PostgresLedger
 from docferry.capture.outbox import OutboxCapture
-from docferry.capture.trigger_functions import CHANGES, TriggerSettings
+from docferry.capture.trigger_functions import CHANGES, KEY_CHANGE, TRUNCATE, TriggerSettings
 from docferry.capture.trigger_setup import TriggerSetup
 from docferry.change.model import UNCHANGED, Change, Op, make_version, split_version
 from docferry.config import Capture
@@ -354,6 +354,36 @@ def test_setting_up_is_idempotent_and_tells_what_is_missing(outbox: Outbox) -> N
     assert other.missing(["public.things"]) == ["create or replace function docferry.sync_to_dynamodb"]
     assert setup.remove() == ["dropped the triggers on public.things"]
     assert setup.present() == ["docferry.outbox with 0 changes that have not been carried over"]
+
+
+@pytest.mark.parametrize("trigger", [CHANGES, KEY_CHANGE, TRUNCATE])
+def test_any_missing_trigger_is_noticed(things: Outbox, trigger: str) -> None:
+    """Without that of TRUNCATE or of changed keys, items stay whose rows are gone."""
+    setup = things.setup()
+    things.app.execute(f"DROP TRIGGER {trigger} ON things")
+    assert setup.uncaptured(["public.things"]) == ["public.things"]
+    assert setup.published() == []
+    assert setup.prepare(["public.things"]) == ["created the triggers on public.things"]
+    assert setup.uncaptured(["public.things"]) == []
+
+
+@pytest.mark.parametrize("enable_always", [False, True])
+def test_a_trigger_that_is_disabled_on_a_single_partition_is_noticed(outbox: Outbox, *, enable_always: bool) -> None:
+    outbox.app.execute(
+        "CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY RANGE (id);"
+        "CREATE TABLE low PARTITION OF parts FOR VALUES FROM (0) TO (100) PARTITION BY RANGE (id);"
+        "CREATE TABLE lowest PARTITION OF low FOR VALUES FROM (0) TO (10);"
+        "CREATE TABLE high PARTITION OF parts FOR VALUES FROM (100) TO (200)"
+    )
+    setup = outbox.mirror("public.parts", "id", enable_always=enable_always)
+    assert setup.missing(["public.parts"]) == []
+    for trigger in (CHANGES, KEY_CHANGE):
+        outbox.app.execute(f"ALTER TABLE lowest DISABLE TRIGGER {trigger}")
+        assert setup.uncaptured(["public.parts"]) == ["public.parts"]
+        assert setup.prepare(["public.parts"]) == ["created the triggers on public.parts"]
+        assert setup.uncaptured(["public.parts"]) == []
+    outbox.app.execute("INSERT INTO parts VALUES (1)")
+    assert len(outbox.changes()) == 1
 
 
 def test_an_owner_that_does_not_exist_is_refused(outbox: Outbox) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
 
@@ -14,7 +14,15 @@ from psycopg import sql
 from docferry.capture.catalog import split_table
 from docferry.capture.contract import BREAKER_OPEN, StreamState
 from docferry.capture.rights import quoted, quoted_table
-from docferry.capture.trigger_functions import CHANGES, Definition, TriggerSettings, functions, table_triggers
+from docferry.capture.trigger_functions import (
+    CHANGES,
+    KEY_CHANGE,
+    TRUNCATE,
+    Definition,
+    TriggerSettings,
+    functions,
+    table_triggers,
+)
 from docferry.errors import SourceRefused, SourceUnavailable
 from docferry.source.session import connect, translated
 from docferry.source.statements import load
@@ -109,7 +117,7 @@ class TriggerSetup:
             recorded = "sync_to_dynamodb" in {name for name, *_ in _all(connection, "functions")}
             # Last: a table that is renamed meanwhile exists no more, and is not one without triggers.
             existing = _existing(connection, tables)
-        return [table for table in existing if not recorded or CHANGES not in fires.get(table, {})]
+        return [table for table in existing if not recorded or not _is_captured(fires.get(table, {}))]
 
     def missing(self, tables: Sequence[str]) -> list[str]:
         """See the contract."""
@@ -221,7 +229,7 @@ class TriggerSetup:
         with self._connected() as connection:
             if not _one(connection, "exists")[0]:
                 return None
-            return sorted(table for table, found in self._firing(connection).items() if CHANGES in found)
+            return sorted(table for table, found in self._firing(connection).items() if _is_captured(found))
 
     # -- pieces -------------------------------------------------------------------------------------------------------
 
@@ -245,11 +253,12 @@ class TriggerSetup:
         return {table for table, *_ in _all(connection, "triggers")}
 
     def _firing(self, connection: Connection) -> dict[str, dict[str, _Found]]:
-        """Of each table the triggers that fire as configured: their fingerprints, or what they are made of."""
-        fires = (_FIRES_ALWAYS,) if self._settings.enable_always else (_FIRES, _FIRES_ALWAYS)
+        """Of each table the triggers that fire as configured, also on its partitions: their fingerprints, or what they
+        are made of."""
+        fires = {_FIRES_ALWAYS} if self._settings.enable_always else {_FIRES, _FIRES_ALWAYS}
         found: dict[str, dict[str, _Found]] = {}
-        for table, trigger, mark, enabled, kind, deferred, arguments in _all(connection, "triggers"):
-            if enabled in fires:
+        for table, trigger, mark, ways, kind, deferred, arguments in _all(connection, "triggers"):
+            if fires.issuperset(ways):
                 found.setdefault(table, {})[trigger] = mark or (kind, deferred, bytes(arguments))
         return found
 
@@ -342,6 +351,11 @@ class TriggerSetup:
                 connection.execute(sql.SQL("DROP TRIGGER IF EXISTS {} ON {}").format(sql.Identifier(trigger), name))
 
         _locked_shortly(connection, table, drop)
+
+
+def _is_captured(found: Collection[str]) -> bool:
+    """Whether these triggers see every change of their table."""
+    return {CHANGES, KEY_CHANGE, TRUNCATE}.issubset(found)
 
 
 def _is_there(wanted: Definition, found: Mapping[str, _Found]) -> bool:
