@@ -329,6 +329,27 @@ def test_ddl_on_a_busy_table_gives_up_instead_of_queueing(outbox: Outbox, monkey
     outbox.mirror("public.busy", "id")
 
 
+def test_ddl_on_a_busy_outbox_gives_up_instead_of_queueing(things: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the modes `outbox` and `lambda`, the outbox gets and loses a trigger."""
+    monkeypatch.setattr("docferry.capture.trigger_setup._LOCK_TIMEOUT", "50ms")
+    monkeypatch.setattr("docferry.capture.trigger_setup._LOCK_ATTEMPTS", 2)
+    things.app.execute("CREATE SCHEMA aws_lambda")
+    setups = [
+        TriggerSetup(things.dsn, TriggerSettings(mode, SMALL_LIMIT, deferred=False), lambda: things.keys)
+        for mode in ("lambda", "outbox")
+    ]
+    for row, setup in enumerate(setups):
+        with psycopg.connect(things.dsn) as other:
+            # Whoever waits for it all the same is to fail here, not to hang.
+            other.execute(f"SET idle_in_transaction_session_timeout = '{PATIENCE:.0f}s'")
+            other.execute("INSERT INTO things VALUES (%s, 'one', NULL)", (row,))
+            with pytest.raises(SourceUnavailable, match=r"docferry\.outbox is in use"):
+                setup.prepare(["public.things"])
+            other.rollback()
+        assert "created function docferry.sync_to_dynamodb" in setup.prepare(["public.things"])
+        assert setup.missing(["public.things"]) == []
+
+
 # -- set up and taken down --------------------------------------------------------------------------------------------
 
 

@@ -294,7 +294,10 @@ class TriggerSetup:
     def _create_functions(self, connection: Connection, done: list[str]) -> None:
         found = {name: (mark, owner) for name, mark, owner in _all(connection, "functions")}
         owner = self._settings.owner
-        with connection.transaction():
+        made: list[str] = []
+
+        def create() -> None:
+            made.clear()
             for one in functions(self._settings, self._epoch(connection), connection):
                 mark, owned_by = found.get(one.name, ("", ""))
                 if mark == one.fingerprint and owner in (None, owned_by):
@@ -307,14 +310,17 @@ class TriggerSetup:
                 )
                 if owner is not None and owner != owned_by:
                     _give(connection, signature, owner)
-                done.append(f"created function docferry.{one.name}")
+                made.append(f"created function docferry.{one.name}")
             if owner is not None:
                 _grant(connection, owner)
             there = connection.execute(_SEND["has_send_trigger"].encode()).fetchone() == (True,)
             if self._settings.sends and not there:
                 connection.execute(_SEND["send_trigger"].encode())
-            if not self._settings.sends:
-                connection.execute("DROP TRIGGER IF EXISTS send_to_lambda ON docferry.outbox")
+            if there and not self._settings.sends:
+                connection.execute("DROP TRIGGER send_to_lambda ON docferry.outbox")
+
+        _locked_shortly(connection, "docferry.outbox", create)
+        done += made
 
     def _create_triggers(
         self, connection: Connection, table: str, wanted: Sequence[Definition], stale: Sequence[Definition]
@@ -371,7 +377,7 @@ def _drop_function(connection: Connection) -> None:
 
 
 def _locked_shortly(connection: Connection, table: str, change: Callable[[], None]) -> None:
-    """Run DDL on the application's table so that its statements never queue behind ours for long (R7)."""
+    """Run DDL on a table that the application writes to: its statements never queue behind ours for long (R7)."""
     for attempt in range(1, _LOCK_ATTEMPTS + 1):
         try:
             with connection.transaction():
