@@ -165,6 +165,39 @@ def test_insert_update_delete_truncate_and_a_changed_key(things: Outbox) -> None
     assert old_of(found[5])["name"] == b"ONE"
 
 
+def test_a_key_that_changes_to_an_equal_one_is_recorded_with_the_old_row(outbox: Outbox) -> None:
+    """What is equal for the server, by a collation, by citext or by its type, is not for the target."""
+    outbox.app.execute(
+        "CREATE TABLE pairs (span interval, id int, seen int, PRIMARY KEY (span, id));"
+        "CREATE TABLE single (span interval PRIMARY KEY)"
+    )
+    outbox.mirror("public.pairs", "span", "id")
+    outbox.mirror("public.single", "span")
+    outbox.app.execute("INSERT INTO pairs VALUES ('1 day', 1); UPDATE pairs SET seen = 2")
+    outbox.app.execute("UPDATE pairs SET span = '24 hours'")
+    outbox.app.execute("INSERT INTO single VALUES ('1 day'); UPDATE single SET span = '24 hours'")
+    found = outbox.changes()
+    assert [(change.op, change.old is not None) for change in found] == [
+        (Op.INSERT, False),
+        (Op.UPDATE, False),
+        (Op.UPDATE, False),
+        (Op.UPDATE, True),
+        (Op.INSERT, False),
+        (Op.UPDATE, False),
+        (Op.UPDATE, True),
+    ]
+    for moved in (found[3], found[6]):
+        assert (old_of(moved)["span"], row_of(moved)["span"]) == (b"P1D", b"PT24H")
+
+
+def test_a_trigger_as_the_server_writes_it_can_be_restored(things: Outbox) -> None:
+    rows = things.app.execute("SELECT tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal").fetchall()
+    assert {name for name, _ in rows} == {CHANGES, KEY_CHANGE, TRUNCATE}
+    for name, statement in rows:
+        things.app.execute(f"DROP TRIGGER {name} ON things")
+        things.app.execute(statement)
+
+
 def test_a_row_over_the_limit_is_recorded_by_its_key(things: Outbox) -> None:
     things.app.execute("INSERT INTO things VALUES (1, 'one', repeat('x', 30000))")
     things.app.execute("UPDATE things SET id = 2")
@@ -664,6 +697,20 @@ def test_changes_that_could_not_be_recorded_stop_the_worker_until_apply(database
         ferry.start()
         ferry.wait()
         ferry.assert_same("public.things")
+    finally:
+        ferry.close()
+
+
+def test_the_item_of_a_key_that_changed_to_an_equal_one_goes(database: str) -> None:
+    ferry = Ferry(database, "outbox")
+    try:
+        ferry.execute("CREATE TABLE spans (span interval PRIMARY KEY, name text)")
+        ferry.execute("INSERT INTO spans VALUES ('1 day', 'one')")
+        ferry.begin("public.spans")
+        ferry.wait()
+        ferry.execute("UPDATE spans SET span = '24 hours'")
+        ferry.wait()
+        assert list(ferry.documents("public.spans")) == [("PT24H",)]
     finally:
         ferry.close()
 
