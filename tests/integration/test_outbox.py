@@ -499,6 +499,22 @@ def test_several_drainers_share_the_work(things: Outbox) -> None:
     assert not set(seen[0]) & set(seen[1])
 
 
+def test_no_default_of_the_database_holds_up_draining(things: Outbox) -> None:
+    """Under REPEATABLE READ a claim fails on rows that another drainer has deleted since its snapshot."""
+    settings = {"default_transaction_isolation": "repeatable read"}
+    if things.app.info.server_version >= 170000:
+        settings["transaction_timeout"] = "1h"
+    (name,) = things.app.execute("SELECT current_database()").fetchone() or ("",)
+    for setting, value in settings.items():
+        things.app.execute(
+            sql.SQL("ALTER DATABASE {} SET {} = {}").format(sql.Identifier(name), sql.Identifier(setting), value)
+        )
+    with connect(things.dsn, purpose="test") as connection:
+        assert connection.execute("SHOW transaction_isolation").fetchone() == ("read committed",)
+        for setting in settings.keys() - {"default_transaction_isolation"}:
+            assert connection.execute(f"SHOW {setting}".encode()).fetchone() == ("0",)
+
+
 def test_a_transaction_that_commits_late_is_not_passed_over(things: Outbox) -> None:
     """Positions are taken before the commit, so an older one may become visible after a newer one is gone."""
     capture = things.capture()
