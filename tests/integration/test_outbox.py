@@ -14,7 +14,7 @@ from psycopg import sql
 from docferry.capture.contract import Delivery
 from docferry.capture.ledger import PostgresLedger
 from docferry.capture.outbox import OutboxCapture
-from docferry.capture.trigger_functions import CHANGES, TriggerSettings
+from docferry.capture.trigger_functions import CHANGES, KEY_CHANGE, TRUNCATE, TriggerSettings
 from docferry.capture.trigger_setup import TriggerSetup
 from docferry.change.model import UNCHANGED, Change, Op, make_version, split_version
 from docferry.config import Capture
@@ -25,7 +25,7 @@ from docferry.retry import Retry
 from docferry.source.session import connect
 from docferry.target.contract import Outcome
 
-from ..waiting import until
+from ..waiting import PATIENCE, until
 from .harness import Ferry
 from .test_values_oracle import CASES, DDL
 
@@ -165,6 +165,39 @@ def test_insert_update_delete_truncate_and_a_changed_key(things: Outbox) -> None
     assert old_of(found[5])["name"] == b"ONE"
 
 
+def test_a_key_that_changes_to_an_equal_one_is_recorded_with_the_old_row(outbox: Outbox) -> None:
+    """What is equal for the server, by a collation, by citext or by its type, is not for the target."""
+    outbox.app.execute(
+        "CREATE TABLE pairs (span interval, id int, seen int, PRIMARY KEY (span, id));"
+        "CREATE TABLE single (span interval PRIMARY KEY)"
+    )
+    outbox.mirror("public.pairs", "span", "id")
+    outbox.mirror("public.single", "span")
+    outbox.app.execute("INSERT INTO pairs VALUES ('1 day', 1); UPDATE pairs SET seen = 2")
+    outbox.app.execute("UPDATE pairs SET span = '24 hours'")
+    outbox.app.execute("INSERT INTO single VALUES ('1 day'); UPDATE single SET span = '24 hours'")
+    found = outbox.changes()
+    assert [(change.op, change.old is not None) for change in found] == [
+        (Op.INSERT, False),
+        (Op.UPDATE, False),
+        (Op.UPDATE, False),
+        (Op.UPDATE, True),
+        (Op.INSERT, False),
+        (Op.UPDATE, False),
+        (Op.UPDATE, True),
+    ]
+    for moved in (found[3], found[6]):
+        assert (old_of(moved)["span"], row_of(moved)["span"]) == (b"P1D", b"PT24H")
+
+
+def test_a_trigger_as_the_server_writes_it_can_be_restored(things: Outbox) -> None:
+    rows = things.app.execute("SELECT tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal").fetchall()
+    assert {name for name, _ in rows} == {CHANGES, KEY_CHANGE, TRUNCATE}
+    for name, statement in rows:
+        things.app.execute(f"DROP TRIGGER {name} ON things")
+        things.app.execute(statement)
+
+
 def test_a_row_over_the_limit_is_recorded_by_its_key(things: Outbox) -> None:
     things.app.execute("INSERT INTO things VALUES (1, 'one', repeat('x', 30000))")
     things.app.execute("UPDATE things SET id = 2")
@@ -268,6 +301,20 @@ def test_a_broken_outbox_fails_no_statement_and_is_noticed(things: Outbox, broke
         things.app.execute(f"DROP SCHEMA docferry CASCADE; DROP OWNED BY {role}; DROP ROLE {role}")
 
 
+def test_what_is_missed_while_apply_works_is_not_forgotten(things: Outbox) -> None:
+    setup = things.setup()
+    assert setup.gap() is None
+    things.app.execute("ALTER TABLE docferry.outbox ADD CONSTRAINT never CHECK (false) NOT VALID")
+    things.app.execute("INSERT INTO things VALUES (1, 'one', NULL)")
+    things.app.execute("ALTER TABLE docferry.outbox DROP CONSTRAINT never")
+    setup.prepare(["public.things"])
+    # Nobody knew of it, so nobody has made up for it.
+    assert "could not be recorded" in (things.setup().gap() or "")
+    assert setup.gap() is not None
+    setup.prepare(["public.things"])
+    assert setup.gap() is None
+
+
 def test_an_outbox_that_is_locked_holds_nobody_up_longer_than_his_own_lock_timeout(things: Outbox) -> None:
     with psycopg.connect(things.dsn) as other:
         other.execute("LOCK TABLE docferry.outbox IN ACCESS EXCLUSIVE MODE")
@@ -315,6 +362,27 @@ def test_ddl_on_a_busy_table_gives_up_instead_of_queueing(outbox: Outbox, monkey
     outbox.mirror("public.busy", "id")
 
 
+def test_ddl_on_a_busy_outbox_gives_up_instead_of_queueing(things: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the modes `outbox` and `lambda`, the outbox gets and loses a trigger."""
+    monkeypatch.setattr("docferry.capture.trigger_setup._LOCK_TIMEOUT", "50ms")
+    monkeypatch.setattr("docferry.capture.trigger_setup._LOCK_ATTEMPTS", 2)
+    things.app.execute("CREATE SCHEMA aws_lambda")
+    setups = [
+        TriggerSetup(things.dsn, TriggerSettings(mode, SMALL_LIMIT, deferred=False), lambda: things.keys)
+        for mode in ("lambda", "outbox")
+    ]
+    for row, setup in enumerate(setups):
+        with psycopg.connect(things.dsn) as other:
+            # Whoever waits for it all the same is to fail here, not to hang.
+            other.execute(f"SET idle_in_transaction_session_timeout = '{PATIENCE:.0f}s'")
+            other.execute("INSERT INTO things VALUES (%s, 'one', NULL)", (row,))
+            with pytest.raises(SourceUnavailable, match=r"docferry\.outbox is in use"):
+                setup.prepare(["public.things"])
+            other.rollback()
+        assert "created function docferry.sync_to_dynamodb" in setup.prepare(["public.things"])
+        assert setup.missing(["public.things"]) == []
+
+
 # -- set up and taken down --------------------------------------------------------------------------------------------
 
 
@@ -340,6 +408,36 @@ def test_setting_up_is_idempotent_and_tells_what_is_missing(outbox: Outbox) -> N
     assert other.missing(["public.things"]) == ["create or replace function docferry.sync_to_dynamodb"]
     assert setup.remove() == ["dropped the triggers on public.things"]
     assert setup.present() == ["docferry.outbox with 0 changes that have not been carried over"]
+
+
+@pytest.mark.parametrize("trigger", [CHANGES, KEY_CHANGE, TRUNCATE])
+def test_any_missing_trigger_is_noticed(things: Outbox, trigger: str) -> None:
+    """Without that of TRUNCATE or of changed keys, items stay whose rows are gone."""
+    setup = things.setup()
+    things.app.execute(f"DROP TRIGGER {trigger} ON things")
+    assert setup.uncaptured(["public.things"]) == ["public.things"]
+    assert setup.published() == []
+    assert setup.prepare(["public.things"]) == ["created the triggers on public.things"]
+    assert setup.uncaptured(["public.things"]) == []
+
+
+@pytest.mark.parametrize("enable_always", [False, True])
+def test_a_trigger_that_is_disabled_on_a_single_partition_is_noticed(outbox: Outbox, *, enable_always: bool) -> None:
+    outbox.app.execute(
+        "CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY RANGE (id);"
+        "CREATE TABLE low PARTITION OF parts FOR VALUES FROM (0) TO (100) PARTITION BY RANGE (id);"
+        "CREATE TABLE lowest PARTITION OF low FOR VALUES FROM (0) TO (10);"
+        "CREATE TABLE high PARTITION OF parts FOR VALUES FROM (100) TO (200)"
+    )
+    setup = outbox.mirror("public.parts", "id", enable_always=enable_always)
+    assert setup.missing(["public.parts"]) == []
+    for trigger in (CHANGES, KEY_CHANGE):
+        outbox.app.execute(f"ALTER TABLE lowest DISABLE TRIGGER {trigger}")
+        assert setup.uncaptured(["public.parts"]) == ["public.parts"]
+        assert setup.prepare(["public.parts"]) == ["created the triggers on public.parts"]
+        assert setup.uncaptured(["public.parts"]) == []
+    outbox.app.execute("INSERT INTO parts VALUES (1)")
+    assert len(outbox.changes()) == 1
 
 
 def test_an_owner_that_does_not_exist_is_refused(outbox: Outbox) -> None:
@@ -401,6 +499,22 @@ def test_several_drainers_share_the_work(things: Outbox) -> None:
     assert not set(seen[0]) & set(seen[1])
 
 
+def test_no_default_of_the_database_holds_up_draining(things: Outbox) -> None:
+    """Under REPEATABLE READ a claim fails on rows that another drainer has deleted since its snapshot."""
+    settings = {"default_transaction_isolation": "repeatable read"}
+    if things.app.info.server_version >= 170000:
+        settings["transaction_timeout"] = "1h"
+    (name,) = things.app.execute("SELECT current_database()").fetchone() or ("",)
+    for setting, value in settings.items():
+        things.app.execute(
+            sql.SQL("ALTER DATABASE {} SET {} = {}").format(sql.Identifier(name), sql.Identifier(setting), value)
+        )
+    with connect(things.dsn, purpose="test") as connection:
+        assert connection.execute("SHOW transaction_isolation").fetchone() == ("read committed",)
+        for setting in settings.keys() - {"default_transaction_isolation"}:
+            assert connection.execute(f"SHOW {setting}".encode()).fetchone() == ("0",)
+
+
 def test_a_transaction_that_commits_late_is_not_passed_over(things: Outbox) -> None:
     """Positions are taken before the commit, so an older one may become visible after a newer one is gone."""
     capture = things.capture()
@@ -435,6 +549,73 @@ def test_a_claim_that_takes_long_holds_up_no_vacuum(things: Outbox, monkeypatch:
     assert delivery.position is not None
     capture.confirm(delivery.position)
     assert things.waiting() == 2
+
+
+def test_two_drainers_that_let_go_do_not_wait_for_each_other(things: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a long outage of the target, each has claimed what the other let go of, and still has to delete it."""
+    fill(things, 10)
+    one, other = things.capture(most_changes=5), things.capture(most_changes=5)
+    let_go = [capture.read(PATIENCE) for capture in (one, other)]
+    with monkeypatch.context() as patch:
+        patch.setattr("docferry.capture.outbox._LONGEST_CLAIM", -1.0)
+        one.keep_alive(0)
+        other.keep_alive(0)
+    claimed = [capture.read(PATIENCE) for capture in (one, other)]
+    versions = [{change.version for change in delivery.changes} for delivery in (*let_go, *claimed)]
+    assert versions[2:] == [versions[1], versions[0]]
+
+    def confirm(capture: OutboxCapture, *deliveries: Delivery) -> None:
+        for delivery in deliveries:
+            assert delivery.position is not None
+            capture.confirm(delivery.position)
+
+    threads = [
+        threading.Thread(target=confirm, args=(one, let_go[0])),
+        threading.Thread(target=confirm, args=(other, let_go[1])),
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert not any(thread.is_alive() for thread in threads)
+    finally:
+        things.app.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+            "AND application_name = 'docferry outbox claim' AND wait_event_type = 'Lock'"
+        )
+        for thread in threads:
+            thread.join()
+    # Who has a claim deletes its rows.
+    assert things.waiting() == 10
+    confirm(one, claimed[0])
+    confirm(other, claimed[1])
+    assert things.waiting() == 0
+
+
+def test_what_a_crash_could_take_back_is_not_delivered(postgres_server: EmbeddedPostgres) -> None:
+    """A transaction that commits asynchronously is visible before it is on disk."""
+    outbox = Outbox(postgres_server.dsn())
+    try:
+        outbox.app.execute("CREATE TABLE things (id int PRIMARY KEY, name text, doc text)")
+        outbox.mirror("public.things", "id")
+        # Nobody else brings it there meanwhile.
+        for setting in ("wal_writer_delay = '10s'", "bgwriter_delay = '10s'", "autovacuum = off"):
+            outbox.app.execute(f"ALTER SYSTEM SET {setting}")
+        outbox.app.close()
+        postgres_server.restart()
+        outbox.app = psycopg.connect(outbox.dsn, autocommit=True)
+        outbox.app.execute("SET synchronous_commit = off")
+        outbox.app.execute("INSERT INTO things VALUES (1, 'one', NULL)")
+        (change,) = outbox.capture().read(PATIENCE).changes
+        outbox.app.close()
+        postgres_server.restart("immediate")
+        outbox.app = psycopg.connect(outbox.dsn, autocommit=True)
+        position = split_version(change.version)[1]
+        assert outbox.app.execute("SELECT id, name FROM things").fetchall() == [(1, "one")]
+        assert outbox.app.execute("SELECT position FROM docferry.outbox").fetchall() == [(position,)]
+    finally:
+        outbox.close()
 
 
 def test_rows_that_fill_a_delivery_by_their_bytes(things: Outbox) -> None:
@@ -540,6 +721,20 @@ def test_changes_that_could_not_be_recorded_stop_the_worker_until_apply(database
         ferry.start()
         ferry.wait()
         ferry.assert_same("public.things")
+    finally:
+        ferry.close()
+
+
+def test_the_item_of_a_key_that_changed_to_an_equal_one_goes(database: str) -> None:
+    ferry = Ferry(database, "outbox")
+    try:
+        ferry.execute("CREATE TABLE spans (span interval PRIMARY KEY, name text)")
+        ferry.execute("INSERT INTO spans VALUES ('1 day', 'one')")
+        ferry.begin("public.spans")
+        ferry.wait()
+        ferry.execute("UPDATE spans SET span = '24 hours'")
+        ferry.wait()
+        assert list(ferry.documents("public.spans")) == [("PT24H",)]
     finally:
         ferry.close()
 

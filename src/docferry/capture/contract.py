@@ -116,7 +116,8 @@ class CaptureSetup(Protocol):
         """(system identifier, timeline): the history that positions belong to (R2)."""
 
     def gap(self) -> str | None:
-        """Why changes were or would be missed, None when the stream goes on without one."""
+        """Why changes were or would be missed, None when the stream goes on without one. Asked before `prepare`, which
+        mends it, by who then makes up for it."""
 
     def uncaptured(self, tables: Sequence[str]) -> list[str]:
         """Those of the tables that exist and whose changes are not captured now."""

@@ -31,6 +31,7 @@ __all__ = ["OutboxCapture", "described_columns"]
 
 _log = logging.getLogger(__name__)
 _SQL: Final = load("outbox.sql")
+_SNAPSHOT: Final = load("snapshot.sql")
 
 _CLAIMS: Final = 4
 _FETCH: Final = 50
@@ -112,8 +113,9 @@ class OutboxCapture:
             with translated():
                 while self._claims and self._claims[0].ticket <= position:
                     claim = self._claims[0]
+                    release = _SQL["release" if claim.held else "release_unlocked"]
                     with failpoint("outbox.delete"):
-                        claim.connection.execute(_SQL["release"].encode(), (claim.positions,))
+                        claim.connection.execute(release.encode(), (claim.positions,))
                     if claim.held:
                         with failpoint("outbox.commit"):
                             claim.connection.execute("COMMIT")
@@ -144,6 +146,8 @@ class OutboxCapture:
     def _open(self) -> Connection:
         if self._watch is None:
             self._watch = connect(self._dsn, purpose="outbox")
+            # A crash of this server must not take back what it has flushed; a standby need not have it (R2).
+            self._watch.execute("SET synchronous_commit = local")
             self._watch.execute(_SQL["draining"].encode())
             self._wakes = self._may_wake and self._watch.execute(_SQL["may_notify"].encode()).fetchone() == (True,)
             if self._wakes:
@@ -201,6 +205,7 @@ class OutboxCapture:
                 connection.execute("ROLLBACK")
                 self._idle.append(connection)
                 return None
+            self._flush()
         except BaseException:
             connection.close()
             raise
@@ -208,6 +213,12 @@ class OutboxCapture:
         claim.ticket = delivery.position = self._tickets
         self._claims.append(claim)
         return delivery
+
+    def _flush(self) -> None:
+        """Bring the log to disk up to what was claimed and further: of a transaction that committed asynchronously, a
+        crash could take it back."""
+        assert self._watch is not None
+        self._watch.execute(_SNAPSHOT["flush_without_log"].encode())
 
     def _is_full(self, delivery: Delivery) -> bool:
         return len(delivery.changes) >= self._most_changes or delivery.size >= self._most_bytes

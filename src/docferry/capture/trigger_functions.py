@@ -120,13 +120,16 @@ def table_triggers(
     timing = sql.SQL("DEFERRABLE INITIALLY DEFERRED FOR EACH ROW" if deferred else "FOR EACH ROW")
     old_key = sql.SQL(", ").join(sql.SQL("OLD.{}").format(sql.Identifier(column)) for column in key)
     new_key = sql.SQL(", ").join(sql.SQL("NEW.{}").format(sql.Identifier(column)) for column in key)
+    # Keys that are equal for the server (by a collation, citext, interval) may be two items: their bytes are compared.
+    # The operator, between two ROWs, would be applied to each column instead.
     statements = {
         CHANGES: sql.SQL(
             "CREATE {kind} {trigger} AFTER INSERT OR UPDATE OR DELETE ON {table} {timing} "
             "EXECUTE FUNCTION docferry.sync_to_dynamodb({arguments})"
         ),
         KEY_CHANGE: sql.SQL(
-            "CREATE {kind} {trigger} AFTER UPDATE ON {table} {timing} WHEN (({old}) IS DISTINCT FROM ({new})) "
+            "CREATE {kind} {trigger} AFTER UPDATE ON {table} {timing} "
+            "WHEN (pg_catalog.record_image_ne(ROW({old}), ROW({new}))) "
             "EXECUTE FUNCTION docferry.sync_to_dynamodb({arguments})"
         ),
         # Never deferred: it tells of a statement within a statement while that is so.
@@ -147,8 +150,8 @@ def table_triggers(
             "trigger": sql.Identifier(trigger),
             "table": name,
             "timing": timing,
-            "old": _row(old_key, len(key)),
-            "new": _row(new_key, len(key)),
+            "old": old_key,
+            "new": new_key,
             "arguments": arguments,
         }
         statement = template.format(kind=kind, **words)
@@ -162,10 +165,6 @@ def table_triggers(
 
 def _or_replace(template: sql.SQL) -> sql.SQL:
     return sql.SQL(cast("Any", template.as_string().replace("CREATE ", "CREATE OR REPLACE ", 1)))
-
-
-def _row(columns: sql.Composed, width: int) -> sql.Composable:
-    return columns if width == 1 else sql.SQL("ROW({})").format(columns)
 
 
 def _fingerprint(statement: str) -> str:

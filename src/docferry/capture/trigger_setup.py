@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
 
@@ -14,7 +14,16 @@ from psycopg import sql
 from docferry.capture.catalog import split_table
 from docferry.capture.contract import BREAKER_OPEN, StreamState
 from docferry.capture.rights import quoted, quoted_table
-from docferry.capture.trigger_functions import CHANGES, Definition, TriggerSettings, functions, table_triggers
+from docferry.capture.trigger_functions import (
+    CHANGES,
+    KEY_CHANGE,
+    NESTED,
+    TRUNCATE,
+    Definition,
+    TriggerSettings,
+    functions,
+    table_triggers,
+)
 from docferry.errors import SourceRefused, SourceUnavailable
 from docferry.source.session import connect, translated
 from docferry.source.statements import load
@@ -50,6 +59,7 @@ class TriggerSetup:
         self._dsn = dsn
         self._settings = settings
         self._keys = keys
+        self._gap_seen = False
 
     # -- the contract -------------------------------------------------------------------------------------------------
 
@@ -93,9 +103,11 @@ class TriggerSetup:
         """See the contract."""
         with self._connected() as connection:
             if not _one(connection, "exists")[0]:
+                self._gap_seen = True
                 return "docferry.outbox does not exist"
             missed, known = _one(connection, "missed")
-        if missed > known:
+        self._gap_seen = missed > known
+        if self._gap_seen:
             return f"{missed - known} transaction(s) had changes that could not be recorded in docferry.outbox"
         return None
 
@@ -106,7 +118,7 @@ class TriggerSetup:
             recorded = "sync_to_dynamodb" in {name for name, *_ in _all(connection, "functions")}
             # Last: a table that is renamed meanwhile exists no more, and is not one without triggers.
             existing = _existing(connection, tables)
-        return [table for table in existing if not recorded or CHANGES not in fires.get(table, {})]
+        return [table for table in existing if not recorded or not _is_captured(fires.get(table, {}))]
 
     def missing(self, tables: Sequence[str]) -> list[str]:
         """See the contract."""
@@ -160,8 +172,11 @@ class TriggerSetup:
             for table in sorted(set(self._present(connection)) - set(tables)):
                 self._drop_triggers(connection, table)
                 done.append(f"dropped the triggers on {table}")
-            # Whoever applies has asked, by `gap`, whether something was missed, and requested what makes up for it.
-            connection.execute(_SQL["missed_is_known"].encode())
+            if self._gap_seen:
+                # Whoever was told of it populates all collections once this is done, which makes up for what was missed
+                # meanwhile too. Whoever was told of none must learn of it the next time he asks.
+                connection.execute(_SQL["missed_is_known"].encode())
+                self._gap_seen = False
         return done
 
     def present(self) -> list[str]:
@@ -215,7 +230,7 @@ class TriggerSetup:
         with self._connected() as connection:
             if not _one(connection, "exists")[0]:
                 return None
-            return sorted(table for table, found in self._firing(connection).items() if CHANGES in found)
+            return sorted(table for table, found in self._firing(connection).items() if _is_captured(found))
 
     # -- pieces -------------------------------------------------------------------------------------------------------
 
@@ -239,11 +254,12 @@ class TriggerSetup:
         return {table for table, *_ in _all(connection, "triggers")}
 
     def _firing(self, connection: Connection) -> dict[str, dict[str, _Found]]:
-        """Of each table the triggers that fire as configured: their fingerprints, or what they are made of."""
-        fires = (_FIRES_ALWAYS,) if self._settings.enable_always else (_FIRES, _FIRES_ALWAYS)
+        """Of each table the triggers that fire as configured, also on its partitions: their fingerprints, or what they
+        are made of."""
+        fires = {_FIRES_ALWAYS} if self._settings.enable_always else {_FIRES, _FIRES_ALWAYS}
         found: dict[str, dict[str, _Found]] = {}
-        for table, trigger, mark, enabled, kind, deferred, arguments in _all(connection, "triggers"):
-            if enabled in fires:
+        for table, trigger, mark, ways, kind, deferred, arguments in _all(connection, "triggers"):
+            if fires.issuperset(ways):
                 found.setdefault(table, {})[trigger] = mark or (kind, deferred, bytes(arguments))
         return found
 
@@ -279,7 +295,10 @@ class TriggerSetup:
     def _create_functions(self, connection: Connection, done: list[str]) -> None:
         found = {name: (mark, owner) for name, mark, owner in _all(connection, "functions")}
         owner = self._settings.owner
-        with connection.transaction():
+        made: list[str] = []
+
+        def create() -> None:
+            made.clear()
             for one in functions(self._settings, self._epoch(connection), connection):
                 mark, owned_by = found.get(one.name, ("", ""))
                 if mark == one.fingerprint and owner in (None, owned_by):
@@ -292,14 +311,17 @@ class TriggerSetup:
                 )
                 if owner is not None and owner != owned_by:
                     _give(connection, signature, owner)
-                done.append(f"created function docferry.{one.name}")
+                made.append(f"created function docferry.{one.name}")
             if owner is not None:
                 _grant(connection, owner)
             there = connection.execute(_SEND["has_send_trigger"].encode()).fetchone() == (True,)
             if self._settings.sends and not there:
                 connection.execute(_SEND["send_trigger"].encode())
-            if not self._settings.sends:
-                connection.execute("DROP TRIGGER IF EXISTS send_to_lambda ON docferry.outbox")
+            if there and not self._settings.sends:
+                connection.execute("DROP TRIGGER send_to_lambda ON docferry.outbox")
+
+        _locked_shortly(connection, "docferry.outbox", create)
+        done += made
 
     def _create_triggers(
         self, connection: Connection, table: str, wanted: Sequence[Definition], stale: Sequence[Definition]
@@ -338,6 +360,11 @@ class TriggerSetup:
         _locked_shortly(connection, table, drop)
 
 
+def _is_captured(found: Collection[str]) -> bool:
+    """Whether these triggers see every change of their table."""
+    return {CHANGES, KEY_CHANGE, NESTED, TRUNCATE}.issubset(found)
+
+
 def _is_there(wanted: Definition, found: Mapping[str, _Found]) -> bool:
     return found.get(wanted.name) in (wanted.fingerprint, wanted.parts)
 
@@ -351,7 +378,7 @@ def _drop_function(connection: Connection) -> None:
 
 
 def _locked_shortly(connection: Connection, table: str, change: Callable[[], None]) -> None:
-    """Run DDL on the application's table so that its statements never queue behind ours for long (R7)."""
+    """Run DDL on a table that the application writes to: its statements never queue behind ours for long (R7)."""
     for attempt in range(1, _LOCK_ATTEMPTS + 1):
         try:
             with connection.transaction():

@@ -203,6 +203,8 @@ class Admin:
 
     def _why_epoch(self, epoch: EpochRecord, history: tuple[str, int], above: int) -> str | None:
         """Why another epoch than the one in force is due, if so. Touches nothing."""
+        # Asked in any case: `prepare` counts on it.
+        gap = self.setup.gap()
         if epoch.capture != self.capture:
             return f"the capture mode changed from {epoch.capture} to {self.capture}"
         if (why := of_history(epoch, history)) is not None:
@@ -210,7 +212,6 @@ class Admin:
         if epoch.number < above:
             return "a collection holds items of a later one, or of positions that the source has not reached"
         # A restored copy may have been set back in its own history, which nothing else tells: a new epoch is safe.
-        gap = self.setup.gap()
         return None if gap is None else f"changes were missed: {gap}"
 
     def _look_for_later(self, plans: Sequence[MirrorPlan]) -> None:

@@ -13,7 +13,7 @@ from docferry.capture.contract import Capture, Delivery, Ledger
 from docferry.change.model import Change
 from docferry.document.batch import Pending, mirror_of
 from docferry.document.mirror import Mirror
-from docferry.errors import DocferryError
+from docferry.errors import DocferryError, SourceUnavailable
 from docferry.operate.receive import Judge, Receipt, Results
 from docferry.target.contract import Result
 
@@ -65,7 +65,7 @@ class Telling:
 
 
 class UntilEmpty:
-    """A capture that sets `stopping` once it finds nothing and all that it found before is confirmed."""
+    """A capture that sets `stopping` once it finds nothing and all that it found before is confirmed or given back."""
 
     def __init__(self, capture: Capture, stopping: threading.Event) -> None:
         self._capture = capture
@@ -75,7 +75,12 @@ class UntilEmpty:
 
     def read(self, timeout: float) -> Delivery:
         """See contract.Capture."""
-        delivery = self._capture.read(min(timeout, _LOOK))
+        try:
+            delivery = self._capture.read(min(timeout, _LOOK))
+        except SourceUnavailable:
+            # What was not confirmed comes again, here or, where several drain, to somebody else.
+            self._delivered = self._confirmed
+            raise
         self._delivered = max(self._delivered, delivery.position or 0)
         if not delivery.changes and self._confirmed >= self._delivered:
             self._stopping.set()

@@ -92,23 +92,34 @@ SELECT coalesce(max(epoch), 0) FROM docferry.epochs;
 SELECT CASE WHEN m.is_called THEN m.last_value ELSE 0 END, c.missed_known FROM docferry.missed m, docferry.capture c;
 
 -- name: missed_is_known
--- `apply` has requested what makes up for them.
+-- `apply` makes up for them.
 UPDATE docferry.capture SET missed_known = (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM docferry.missed);
 
 -- name: triggers
--- docferry's triggers on tables of ours: table, trigger, its fingerprint, whether it fires, and, where it has no fingerprint
--- because only a table's owner may comment on its triggers, what it is made of: kind, deferred or not, arguments. The copies
--- on partitions are left out.
-SELECT n.nspname || '.' || c.relname, t.tgname::text, coalesce(d.mark, ''), t.tgenabled::text,
+-- docferry's triggers on tables of ours: table, trigger, its fingerprint, how it fires (one letter for each way, if copies on
+-- partitions differ from it), and, where it has no fingerprint because only a table's owner may comment on its triggers, what
+-- it is made of: kind, deferred or not, arguments.
+WITH RECURSIVE ours AS (
+    SELECT t.*
+      FROM pg_catalog.pg_trigger t
+      JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+      JOIN pg_catalog.pg_namespace pn ON pn.oid = p.pronamespace
+     WHERE pn.nspname = 'docferry' AND p.proname = 'sync_to_dynamodb'
+), family AS (
+    SELECT oid AS original, oid, tgenabled FROM ours WHERE tgparentid = 0
+    UNION ALL
+    SELECT f.original, o.oid, o.tgenabled FROM ours o JOIN family f ON o.tgparentid = f.oid
+), fires AS (
+    SELECT original, string_agg(DISTINCT tgenabled::text, '') AS ways FROM family GROUP BY original
+)
+SELECT n.nspname || '.' || c.relname, t.tgname::text, coalesce(d.mark, ''), f.ways,
        t.tgtype::int, t.tgdeferrable,
        CASE WHEN d.mark IS NULL THEN t.tgargs END
-  FROM pg_catalog.pg_trigger t
+  FROM fires f
+  JOIN ours t ON t.oid = f.original
   CROSS JOIN LATERAL (SELECT pg_catalog.obj_description(t.oid, 'pg_trigger') AS mark) AS d
   JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-  JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
-  JOIN pg_catalog.pg_namespace pn ON pn.oid = p.pronamespace
- WHERE pn.nspname = 'docferry' AND p.proname = 'sync_to_dynamodb' AND t.tgparentid = 0
  ORDER BY 1, 2;
 
 -- name: trigger_arguments
@@ -208,6 +219,12 @@ SELECT position, epoch, op, table_name, relation_id, columns, key_names, new_row
 -- name: release
 -- What is durable leaves the outbox.
 DELETE FROM docferry.outbox WHERE position = ANY (%s);
+
+-- name: release_unlocked
+-- The same without the locks of a claim. What is locked is in somebody's claim: his to delete, and not to be waited for,
+-- because he may wait for one of ours.
+DELETE FROM docferry.outbox
+ WHERE position = ANY (ARRAY(SELECT position FROM docferry.outbox WHERE position = ANY (%s) FOR UPDATE SKIP LOCKED));
 
 -- name: going_to_sleep
 -- From now on a writer wakes us.

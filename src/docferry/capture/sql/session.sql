@@ -15,6 +15,11 @@ SELECT set_config('datestyle', 'ISO, MDY', false),
        -- What was answered as committed must survive a crash, whatever the role's default is (R3).
        set_config('synchronous_commit', 'on', false),
        set_config('default_transaction_read_only', 'off', false),
+       -- Who shares work with others must see what they have done.
+       set_config('default_transaction_isolation', 'read committed', false),
+       -- Since PostgreSQL 17; a setting that a server does not know cannot be set.
+       CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL
+            THEN set_config('transaction_timeout', '0', false) END,
        -- A client that vanished must not hold its locks for hours.
        set_config('tcp_keepalives_idle', '30', false),
        set_config('tcp_keepalives_interval', '10', false),
