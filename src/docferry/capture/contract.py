@@ -151,12 +151,12 @@ class RowReader(Protocol):
     def read_rows(
         self, table: str, key: Sequence[str], keys: Sequence[KeyTexts], transactions: Collection[int], max_bytes: int
     ) -> tuple[list[tuple[Relation, Row]], bool]:
-        """Those rows that exist, in no order, in one snapshot that sees every one of `transactions` (lower 32 bits).
+        """Those rows that exist, in no order, in one snapshot that sees every one of `transactions` (lower 32 bits). A
+        text that is none of its column's type has no row.
 
         The second value is False when `max_bytes` was reached: there may be more rows, to be asked for again.
         Waits until they do and until what was read is flushed to disk, so that a crash cannot take it back. `table`
-        schema-qualified; `key` the names of its key columns. Raises TableGone, and KeyUnreadable when a text is none of
-        its column's type.
+        schema-qualified; `key` the names of its key columns. Raises TableGone.
         """
 
     def relation(self, table: str) -> Relation:
@@ -196,7 +196,8 @@ class TransactionGate(Protocol):
 
 
 class PageReader(Protocol):
-    """Reads a table in key order (R6). Each thread uses a reader of its own."""
+    """Reads a table in key order (R6). Each thread uses a reader of its own. Raises KeyUnreadable when a key that it is
+    given is none of its column's type: the type is another one than when it was read."""
 
     def boundary(self, after: KeyTexts | None, rows: int) -> KeyTexts | None:
         """The key `rows` rows behind `after` (None: from the start), or None if fewer are left."""
