@@ -6,8 +6,10 @@ import psycopg
 import pytest
 
 from docferry.capture.snapshot import TableReader
+from docferry.config import RunConfig
 from docferry.config.model import ItemKeyAttribute
-from docferry.errors import KeyUnreadable, SourceRefused
+from docferry.errors import Interrupted, KeyUnreadable, SourceRefused
+from docferry.operate.backfill import Progress
 from docferry.operate.letters import Selection, replay
 from docferry.retry import Retry
 from docferry.target.contract import Item
@@ -126,6 +128,38 @@ def test_a_dead_letter_whose_key_is_none_any_more_keeps_no_other_back(ferry: Fer
     with ferry.app() as app:
         assert replay(app.replay(rate=1000), Selection(), dry_run=False).counts == {"deleted": 1, "applied": 1}
     assert ferry.query("SELECT count(*) FROM docferry.dead_letters") == [(0,)]
+
+
+def test_a_backfill_s_last_key_is_none_any_more(ferry: Ferry) -> None:
+    """It starts over, and what it wrote under keys of the old type goes."""
+    ferry.only_replication()
+    ferry.run = RunConfig(backfill_page=7, backfill_workers=1, stop_grace=10.0)
+    ferry.execute(
+        "CREATE TABLE things (id text PRIMARY KEY, n int)",
+        "INSERT INTO things SELECT 'k' || lpad(n::text, 3, '0'), n FROM generate_series(1, 100) AS n",
+    )
+    ferry.mirror("public.things")
+    ferry.apply()
+    with ferry.app() as app:
+
+        def interrupt(progress: Progress) -> None:
+            if progress.rows >= 63:
+                app.retry.stop.set()
+
+        with pytest.raises(Interrupted):
+            app.backfill("public.things", anew=False, on_progress=interrupt)
+    assert ferry.backfills()[0].done_key is not None
+    ferry.execute("ALTER TABLE things ALTER id TYPE uuid USING lpad(n::text, 32, '0')::uuid")
+    ferry.start()
+
+    def same() -> bool:
+        ferry.wait()
+        return set(ferry.documents("public.things")) == {
+            (id_,) for (id_,) in ferry.query("SELECT id::text FROM things")
+        }
+
+    until(same, "the same rows at both ends")
+    ferry.stop()
 
 
 def test_foreign_items_are_orphans(ferry: Ferry) -> None:
