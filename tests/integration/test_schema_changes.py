@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from docferry.document.model import Key
-from docferry.errors import DocferryError, SourceRefused
+from docferry.errors import ConfigError, DocferryError, SourceRefused
 
 from ..waiting import PATIENCE, until
 from .harness import BY_BOTH, Ferry
@@ -90,6 +90,104 @@ def test_a_key_column_is_renamed(things: Ferry) -> None:
         return _documents(things, "things") == expected
 
     until(same, "the same rows at both ends")
+
+
+def _keyed(ferry: Ferry, *names: str) -> dict[Key, object]:
+    """The rows' names by these columns."""
+    return {tuple(row[name] for name in names): row["name"] for row in ferry.rows("public.things")}
+
+
+def _names(ferry: Ferry) -> dict[Key, object]:
+    items = ferry.target.scan(ferry.target._collections["things"].collection)
+    return {item.key: item.document["name"] for item in items if item.document is not None}
+
+
+def test_one_of_two_key_columns_is_renamed(ferry: Ferry) -> None:
+    """The primary key has them in another order than the table."""
+    ferry.execute(
+        "CREATE TABLE things (id int, tenant int, name text, doc text, PRIMARY KEY (tenant, id))",
+        f"INSERT INTO things SELECT g, g + 100, 'n' || g, {LARGE} FROM generate_series(1, 9) AS g",
+    )
+    ferry.begin("public.things")
+    ferry.execute(
+        "ALTER TABLE things RENAME COLUMN tenant TO org",
+        "UPDATE things SET name = 'x' WHERE id = 2",
+        "UPDATE things SET org = 7 WHERE id = 3",
+        "DELETE FROM things WHERE id = 4",
+    )
+    until(lambda: _names(ferry) == _keyed(ferry, "org", "id"), "the same rows at both ends")
+    with ferry.app() as app:
+        until(lambda: not app.ledger.backfills(unfinished_only=True), "the table was read again")
+    assert _names(ferry) == _keyed(ferry, "org", "id")
+    ferry.stop()
+
+
+def test_a_renamed_key_that_is_not_the_primary_key(ferry: Ferry) -> None:
+    ferry.execute(
+        "CREATE TABLE things (id int PRIMARY KEY, code int NOT NULL, name text, doc text)",
+        "CREATE UNIQUE INDEX codes ON things (code)",
+        "ALTER TABLE things REPLICA IDENTITY USING INDEX codes",
+        f"INSERT INTO things SELECT g, g + 100, 'n' || g, {LARGE} FROM generate_series(1, 9) AS g",
+    )
+    ferry.mirror("public.things", key=("code",))
+    ferry.apply()
+    ferry.start()
+    ferry.wait()
+    ferry.execute(
+        "ALTER TABLE things RENAME COLUMN code TO sku",
+        "UPDATE things SET name = 'x' WHERE id = 2",
+        "UPDATE things SET sku = 7 WHERE id = 3",
+    )
+    until(lambda: _names(ferry) == _keyed(ferry, "sku"), "the same rows at both ends")
+    with ferry.app() as app:
+        until(lambda: not app.ledger.backfills(unfinished_only=True), "the table was read again")
+    assert _names(ferry) == _keyed(ferry, "sku")
+    ferry.stop()
+
+
+@pytest.mark.parametrize("with_a_write", [True, False])
+@pytest.mark.parametrize(
+    ("table", "key", "change"),
+    [
+        (
+            "(id int, tenant int, name text, PRIMARY KEY (tenant, id))",
+            ("tenant", "id"),
+            ("ALTER TABLE things RENAME tenant TO org", "ALTER TABLE things RENAME id TO number"),
+        ),
+        (
+            "(id int PRIMARY KEY, tenant int NOT NULL UNIQUE, name text)",
+            ("tenant",),
+            ("ALTER TABLE things RENAME tenant TO org",),
+        ),
+        (
+            "(id int PRIMARY KEY, tenant int NOT NULL UNIQUE, name text)",
+            ("tenant",),
+            ("ALTER TABLE things DROP tenant",),
+        ),
+    ],
+    ids=["both", "one that nothing tells apart", "dropped"],
+)
+def test_a_key_that_nobody_can_find_again_changes_no_item(
+    ferry: Ferry, table: str, key: tuple[str, ...], change: tuple[str, ...], *, with_a_write: bool
+) -> None:
+    """Least of all is another column taken for it."""
+    if "DROP" in change[0]:
+        ferry.only_replication()  # triggers on a column keep it
+    ferry.execute(
+        f"CREATE TABLE things {table}",
+        "ALTER TABLE things REPLICA IDENTITY FULL",
+        "INSERT INTO things SELECT g, g + 100, 'n' || g FROM generate_series(1, 9) AS g",
+    )
+    ferry.mirror("public.things", key=key)
+    ferry.apply()
+    ferry.start()
+    ferry.wait()
+    before = _names(ferry)
+    ferry.transaction(*change, *(["UPDATE things SET name = 'x'"] if with_a_write else []))
+    error = ferry.failure()
+    assert isinstance(error, ConfigError)
+    assert "docferry apply" in error.remedy
+    assert _names(ferry) == before
 
 
 @pytest.mark.parametrize("statement", ["ALTER TABLE things RENAME TO items", "ALTER TABLE things SET SCHEMA elsewhere"])

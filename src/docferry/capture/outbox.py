@@ -21,6 +21,7 @@ import psycopg
 from docferry.capture.catalog import Types
 from docferry.capture.contract import Delivery
 from docferry.change.model import make_version
+from docferry.change.renames import current_names
 from docferry.change.wire import EventDecoder
 from docferry.errors import SourceUnavailable
 from docferry.failpoints import boundary, failpoint
@@ -230,9 +231,10 @@ class OutboxCapture:
         known = self._renamed.get((oid, tuple(columns)))
         if known is None:
             assert self._watch is not None
-            row = self._watch.execute(_SQL["primary_key"].encode(), (oid,)).fetchone()
-            fits = row is not None and len(row[0]) == len(key) and all(name in columns for name in row[0])
-            known = self._renamed[oid, tuple(columns)] = tuple(row[0] if row is not None and fits else key)
+            row = self._watch.execute(_SQL["identifying"].encode(), (oid,)).fetchone()
+            names = None if row is None else current_names(key, [name for name in columns if name is not None], row[0])
+            fits = names is not None and all(name in columns for name in names)
+            known = self._renamed[oid, tuple(columns)] = tuple(names if names is not None and fits else key)
         return known
 
     def _let_go_of_old_claims(self) -> None:

@@ -18,6 +18,7 @@ from psycopg import pq, sql
 from docferry.capture.catalog import TableInfo, Types, describe_table, name_of, split_table
 from docferry.capture.contract import KeyTexts
 from docferry.change.model import Column, Relation, Row
+from docferry.change.renames import current_names
 from docferry.errors import ConfigError, Interrupted, KeyUnreadable, SourceRefused, SourceUnavailable
 from docferry.failpoints import boundary
 from docferry.retry import Retry
@@ -451,7 +452,7 @@ class TableReader:
             if not _describes(info, described):
                 info = self._infos[info.table] = describe_table(self._connection, self._types, info.table)
             columns = [
-                Column(name, self._types(oid), name in info.primary_key)
+                Column(name, self._types(oid), name in info.identifying)
                 for name, oid in described
                 if name not in info.generated
             ]
@@ -466,12 +467,10 @@ def _describes(info: TableInfo, described: _Description) -> bool:
 
 
 def current_key(info: TableInfo, key: Sequence[str]) -> tuple[str, ...]:
-    """The key's columns as they are called now: a renamed primary key column is found by its place."""
-    names = {column.name for column in info.relation.columns}
-    if all(name in names for name in key):
-        return tuple(key)
-    if len(info.primary_key) == len(key):
-        return info.primary_key
+    """The key's columns as they are called now."""
+    names = current_names(key, info.casts, info.identifying)
+    if names is not None:
+        return names
     raise ConfigError(
         f"key ({', '.join(key)}) of {info.table} no longer exists",
         remedy="Set key = [...] of this mirror to the columns that are the key now, then `docferry apply`.",
