@@ -190,6 +190,69 @@ def test_a_key_that_nobody_can_find_again_changes_no_item(
     assert _names(ferry) == before
 
 
+def test_a_generated_column_becomes_an_ordinary_one(ferry: Ferry) -> None:
+    """Rows that are read again after that carry it as well."""
+    ferry.execute(
+        "CREATE TABLE things (id int PRIMARY KEY, n int, g int GENERATED ALWAYS AS (n * 2) STORED, name text)",
+        "ALTER TABLE things ADD doc text",
+        f"INSERT INTO things (id, n, name, doc) SELECT g, g, 'n' || g, {LARGE} FROM generate_series(1, 3) AS g",
+    )
+    ferry.begin("public.things")
+    ferry.execute("UPDATE things SET name = 'x' WHERE id = 1")
+    ferry.wait()
+    ferry.execute("ALTER TABLE things ALTER g DROP EXPRESSION")
+    converges(ferry)
+    ferry.execute("UPDATE things SET name = 'y' WHERE id = 1")
+    ferry.wait()
+    ferry.assert_same("public.things")
+
+
+def test_a_key_of_a_wider_type_is_read_again(things: Ferry) -> None:
+    things.only_replication()  # triggers on a column keep its type
+    things.execute("UPDATE things SET name = 'x' WHERE id = 1")
+    things.wait()
+    things.execute("ALTER TABLE things ALTER id TYPE bigint")
+    things.execute(f"INSERT INTO things VALUES (3000000000, 'big', {LARGE})")
+    things.execute("UPDATE things SET name = 'y' WHERE id = 3000000000")
+    things.wait()
+    converges(things)
+
+
+@pytest.mark.parametrize("change", ["ADD ATTRIBUTE c int", "DROP ATTRIBUTE b", "RENAME ATTRIBUTE b TO c"])
+def test_a_composite_type_is_altered(ferry: Ferry, change: str) -> None:
+    """No change tells of it. Rows that change before it is noticed are no dead letters, and those that change
+    afterwards have its new attributes."""
+    ferry.execute(
+        "CREATE TYPE pair AS (a int, b text)",
+        "CREATE TABLE others (id int PRIMARY KEY, p pair)",
+        "CREATE TABLE things (id int PRIMARY KEY, p pair, name text)",
+        "INSERT INTO things SELECT g, ROW(g, 'x')::pair, 'n' FROM generate_series(1, 3) AS g",
+    )
+    ferry.begin("public.others", "public.things")
+    ferry.execute("UPDATE things SET name = 'm' WHERE id = 1")
+    ferry.wait()
+    ferry.execute(f"ALTER TYPE pair {change}")
+    for number in range(5):
+        ferry.execute(f"UPDATE things SET name = 'later {number}' WHERE id = 2")
+        ferry.wait()
+    shown = {"ADD": ("a", "b", "c"), "DROP": ("a",), "RENAME": ("a", "c")}[change.split()[0]]
+
+    def same() -> bool:
+        ferry.wait()
+        rows = ferry.query("SELECT id, to_jsonb(p), name FROM things")
+        documents = ferry.documents("public.things").values()
+        found = {document["id"]: (document["p"], document["name"]) for document in documents}
+        return found == {id_: (p, name) for id_, p, name in rows} and all(set(p) == set(shown) for _, p, _ in rows)
+
+    until(same, "the same rows at both ends")
+    ferry.execute("UPDATE things SET name = 'last'")
+    ferry.wait()
+    assert same()
+    with ferry.app() as app:
+        assert not app.dead_letters.count()
+    ferry.stop()
+
+
 @pytest.mark.parametrize("statement", ["ALTER TABLE things RENAME TO items", "ALTER TABLE things SET SCHEMA elsewhere"])
 @pytest.mark.parametrize("write", ["INSERT INTO {} (id) VALUES (99)", "UPDATE {} SET name = 'x' WHERE id = 1", None])
 def test_a_renamed_table_stops_the_worker(things: Ferry, statement: str, write: str | None) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from docferry.capture import ledger as ledgers
 from docferry.capture.ledger import PostgresLedger
 from docferry.errors import AlreadyRunning, SourceUnavailable
 from docferry.retry import Retry
+from docferry.source.session import connect
 
 from ..waiting import until
 
@@ -23,13 +23,12 @@ from ..waiting import until
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[psycopg.Connection[Any]]:
     """The connections that ledgers open."""
     found: list[psycopg.Connection[Any]] = []
-    connect = ledgers.connect
 
     def noting(*args: Any, **settings: Any) -> psycopg.Connection[Any]:
         found.append(connect(*args, **settings))
         return found[-1]
 
-    monkeypatch.setattr(ledgers, "connect", noting)
+    monkeypatch.setattr("docferry.capture.ledger.connect", noting)
     return found
 
 

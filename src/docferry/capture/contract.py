@@ -75,6 +75,10 @@ class Capture(Protocol):
     def keep_alive(self, timeout: float) -> None:
         """Tell the source that we live without reading more; returns after `timeout` seconds at the latest."""
 
+    def look_afresh(self) -> None:
+        """Ask for types again from the next change on: one has been altered, of which no change tells. From any
+        thread."""
+
     def close(self) -> None:
         """Send the confirmed position once more and hang up."""
 

@@ -77,6 +77,7 @@ class OutboxCapture:
         self._last_seen = 0.0
         self._claim_from = 0.0
         self._asleep = False
+        self._outdated = False
 
     # -- the contract -------------------------------------------------------------------------------------------------
 
@@ -132,6 +133,10 @@ class OutboxCapture:
             self._hang_up()
         if timeout > 0:
             time.sleep(timeout)
+
+    def look_afresh(self) -> None:
+        """See contract.Capture."""
+        self._outdated = True
 
     def close(self) -> None:
         """See contract.Capture. Claims that were not confirmed are free again."""
@@ -211,8 +216,11 @@ class OutboxCapture:
 
     def _take(self, row: tuple[Any, ...], claim: _Claim, delivery: Delivery) -> None:
         position, epoch, op, table, oid, described, key_names, new, old, key, old_key, recorded_at = row
-        assert self._decoder is not None
         assert isinstance(recorded_at, datetime)
+        if self._outdated or self._decoder is None:
+            assert self._watch is not None
+            self._outdated = False
+            self._decoder = EventDecoder(Types(self._watch))
         columns, types = described_columns(described)
         key_names = self._current_names(int(oid), columns, key_names)
         layout = self._decoder.layout(table, int(oid), columns, types, key_names)

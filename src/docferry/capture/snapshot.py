@@ -86,6 +86,7 @@ class TableReader:
         self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
         self._types: Types | None = None
         self._infos: dict[str, TableInfo] = {}
+        self._layouts: dict[str, str] = {}
         self._relations: dict[tuple[Any, ...], Relation] = {}
 
     # -- by key (R5) --------------------------------------------------------------------------------------------------
@@ -141,7 +142,12 @@ class TableReader:
         with self._lock, translated():
             self._connect()
             assert self._connection is not None
-            return describe_table(self._connection, Types(self._connection), table).layout
+            layout = describe_table(self._connection, Types(self._connection), table).layout
+            if self._layouts.get(table) != layout:
+                # Whoever is told of a change must not be given rows as they were described before it.
+                self._forget()
+                self._layouts[table] = layout
+            return layout
 
     @boundary("applier.reread")
     def _read_visible(
