@@ -434,6 +434,7 @@ class App:
         ledger: PostgresLedger,
         letters: LetterBox | None = None,
         on_truncated: Callable[[Collection, int], None] = lambda *_: None,
+        on_new_layout: Callable[[], None] = lambda: None,
     ) -> Applier:
         self._remember_attributes(ledger)
         reader = self.reader("reread")
@@ -450,6 +451,7 @@ class App:
             trusted_age=self._trusted_age if self.by_triggers else None,
             tracer=self.tracer,
             on_truncated=on_truncated,
+            on_new_layout=on_new_layout,
         )
 
     @cached_property

@@ -18,7 +18,7 @@ from docferry.deadletter.contract import DeadLetter
 from docferry.document.batch import Pending, Refused, coalesce, mirror_of, renamed, to_write
 from docferry.document.mirror import Mirror
 from docferry.document.model import Collection, Delete, Key, Write
-from docferry.errors import DocferryError, NeedsReread, RowRefused, SourceUnavailable, TableGone
+from docferry.errors import DocferryError, NeedsReread, RowRefused, SourceUnavailable, TableGone, ValueRefused
 from docferry.failpoints import boundary
 from docferry.metrics import Metrics
 from docferry.retry import Retry
@@ -69,7 +69,8 @@ class Applier:
 
     `reader`, `ledger`: None where the database cannot be reached; what would have to be read is buried. `trusted_age`:
     seconds after which a change is in doubt, because the tombstone that would hold it back may have expired; for
-    captures that keep no order. `on_truncated` is told each collection that was emptied and below which version.
+    captures that keep no order. `on_truncated` is told each collection that was emptied and below which version,
+    `on_new_layout` that a table's columns or types are others than they were.
     `clock`: seconds since 1970.
     """
 
@@ -86,12 +87,15 @@ class Applier:
         backfill_on_schema_change: bool = True,
         trusted_age: float | None = None,
         on_truncated: Callable[[Collection, int], None] = lambda *_: None,
+        on_new_layout: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
         tracer: Tracer = NO_TRACES,
     ) -> None:
         self._on_truncated = on_truncated
+        self._on_new_layout = on_new_layout
         self._mirrors = mirrors
         self._reader = reader if reader is not None else NoDatabase()
+        self._can_reread = reader is not None
         self._target = target
         self._dead_letters = dead_letters
         self._ledger = ledger if ledger is not None else NoDatabase()
@@ -102,6 +106,7 @@ class Applier:
         self._tracer = tracer
         self._backfill_on_schema_change = backfill_on_schema_change
         self._schema_lock = threading.Lock()
+        self._layouts: dict[str, str] = {}
         self._seen: set[Relation] = set()
 
     @boundary("applier.apply")
@@ -127,7 +132,9 @@ class Applier:
         for mirror, change in lost.values():
             self._lost_key(mirror, change)
         self._doubt(pending, changes if in_doubt else self._too_old(changes))
-        tombstones = self.store([one for one in pending if not one.in_doubt], refused, observe)
+        tombstones = self.store(
+            [one for one in pending if not one.in_doubt], refused, observe, to_be_reread=self._can_reread
+        )
         by_table: dict[str, list[Pending]] = defaultdict(list)
         for one in pending:
             if one.in_doubt:
@@ -218,16 +225,31 @@ class Applier:
         self._persist(lambda: self._ledger.request_backfill(mirror.table, reason, anew=True), "requesting a backfill")
 
     def store(
-        self, pending: Sequence[Pending], refused: Sequence[Refused] = (), observe: Observe = _unobserved
+        self,
+        pending: Sequence[Pending],
+        refused: Sequence[Refused] = (),
+        observe: Observe = _unobserved,
+        *,
+        to_be_reread: bool = False,
     ) -> list[Tombstone]:
-        """Write what is settled; what is refused becomes a dead letter. Returns the tombstones this left."""
+        """Write what is settled; what is refused becomes a dead letter. Returns the tombstones this left.
+
+        `to_be_reread`: a value that is none of its type is in doubt instead; the type may have been altered meanwhile.
+        """
         refused = list(refused)
+        misread: dict[str, Mirror] = {}
         written: list[Pending] = []
         writes: list[Write] = []
         for one in pending:
             try:
                 writes.append(to_write(one))
                 written.append(one)
+            except ValueRefused as error:
+                if to_be_reread:
+                    one.in_doubt = True
+                    misread[one.mirror.table] = one.mirror
+                else:
+                    refused.append(_refusal(one, error, observe))
             except RowRefused as error:
                 refused.append(_refusal(one, error, observe))
         tombstones = []
@@ -247,6 +269,8 @@ class Applier:
             )
         if refused:
             self._bury(refused)
+        for mirror in misread.values():
+            self._look_for_changes(mirror)
         return tombstones
 
     def _bury(self, refused: Sequence[Refused]) -> None:
@@ -302,12 +326,14 @@ class Applier:
 
     def check_columns(self) -> None:
         """Look for schema changes that no row change has told of yet: a new column's default fills every row."""
-        for table in self._mirrors:
-            self.check_columns_of(table)
+        for mirror in self._mirrors.values():
+            self._look_for_changes(mirror)
 
     def check_columns_of(self, table: str) -> None:
         """The same for one table. Raises SourceRefused if it was renamed."""
-        mirror = self._mirrors[table]
+        self._look_for_changes(self._mirrors[table])
+
+    def _look_for_changes(self, mirror: Mirror) -> None:
         # Whoever holds it may wait for the source; so do we, and live.
         while not self._schema_lock.acquire(timeout=1.0):
             self._retry.on_wait()
@@ -330,6 +356,10 @@ class Applier:
         layout = self._persist(lambda: self._reader.layout(mirror.table), doing)
         columns = self._persist(lambda: self._reader.relation(mirror.table), doing).shape
         names = mirror.carried(seen | {name for name, _ in columns})
+        # `apply` may have recorded a change already that this process has not seen.
+        if layout != self._layouts.get(mirror.table, record.layout):
+            self._on_new_layout()  # before a backfill is asked for, which covers what was read under the old types
+        self._layouts[mirror.table] = layout
         if layout != record.layout:
             _log.warning("the columns or partitions of %s changed", mirror.table, extra={"table": mirror.table})
             if self._backfill_on_schema_change:

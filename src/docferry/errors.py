@@ -106,7 +106,9 @@ class TableGone(ConfigError):
 
 
 class KeyUnreadable(SourceRefused):
-    """A text that was asked for as a key is none of its column's type, so no row has it."""
+    """A key from which a table is to be read on is none of its column's type: that was changed since."""
+
+    standing_remedy = "Run the same command again: it reads the table anew."
 
 
 class NotApplied(SourceRefused):

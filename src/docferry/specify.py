@@ -46,6 +46,7 @@ def mirror_spec(mirror: MirrorConfig, relation: Relation, key: tuple[str, ...], 
         mirror.include,
         mirror.exclude,
         documents,
+        frozenset(types),
     )
 
 

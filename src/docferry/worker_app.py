@@ -54,7 +54,7 @@ class WorkerApp(VerifyApp):
         # A standby that is away must not make it look dead, nor keep it from stopping.
         ledger = self._ledger(epoch.number, local=True)
         sweeper = Sweeper(self.target, ledger, grace=_grace())
-        applier = self._applier(ledger, on_truncated=sweeper.note_floor)
+        applier = self._applier(ledger, on_truncated=sweeper.note_floor, on_new_layout=capture.look_afresh)
         pipeline = Pipeline(
             capture,
             applier,

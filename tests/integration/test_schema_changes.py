@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from docferry.document.model import Key
-from docferry.errors import DocferryError, SourceRefused
+from docferry.errors import ConfigError, DocferryError, SourceRefused
 
 from ..waiting import PATIENCE, until
 from .harness import BY_BOTH, Ferry
@@ -90,6 +90,167 @@ def test_a_key_column_is_renamed(things: Ferry) -> None:
         return _documents(things, "things") == expected
 
     until(same, "the same rows at both ends")
+
+
+def _keyed(ferry: Ferry, *names: str) -> dict[Key, object]:
+    """The rows' names by these columns."""
+    return {tuple(row[name] for name in names): row["name"] for row in ferry.rows("public.things")}
+
+
+def _names(ferry: Ferry) -> dict[Key, object]:
+    items = ferry.target.scan(ferry.target._collections["things"].collection)
+    return {item.key: item.document["name"] for item in items if item.document is not None}
+
+
+def test_one_of_two_key_columns_is_renamed(ferry: Ferry) -> None:
+    """The primary key has them in another order than the table."""
+    ferry.execute(
+        "CREATE TABLE things (id int, tenant int, name text, doc text, PRIMARY KEY (tenant, id))",
+        f"INSERT INTO things SELECT g, g + 100, 'n' || g, {LARGE} FROM generate_series(1, 9) AS g",
+    )
+    ferry.begin("public.things")
+    ferry.execute(
+        "ALTER TABLE things RENAME COLUMN tenant TO org",
+        "UPDATE things SET name = 'x' WHERE id = 2",
+        "UPDATE things SET org = 7 WHERE id = 3",
+        "DELETE FROM things WHERE id = 4",
+    )
+    until(lambda: _names(ferry) == _keyed(ferry, "org", "id"), "the same rows at both ends")
+    with ferry.app() as app:
+        until(lambda: not app.ledger.backfills(unfinished_only=True), "the table was read again")
+    assert _names(ferry) == _keyed(ferry, "org", "id")
+    ferry.stop()
+
+
+def test_a_renamed_key_that_is_not_the_primary_key(ferry: Ferry) -> None:
+    ferry.execute(
+        "CREATE TABLE things (id int PRIMARY KEY, code int NOT NULL, name text, doc text)",
+        "CREATE UNIQUE INDEX codes ON things (code)",
+        "ALTER TABLE things REPLICA IDENTITY USING INDEX codes",
+        f"INSERT INTO things SELECT g, g + 100, 'n' || g, {LARGE} FROM generate_series(1, 9) AS g",
+    )
+    ferry.mirror("public.things", key=("code",))
+    ferry.apply()
+    ferry.start()
+    ferry.wait()
+    ferry.execute(
+        "ALTER TABLE things RENAME COLUMN code TO sku",
+        "UPDATE things SET name = 'x' WHERE id = 2",
+        "UPDATE things SET sku = 7 WHERE id = 3",
+    )
+    until(lambda: _names(ferry) == _keyed(ferry, "sku"), "the same rows at both ends")
+    with ferry.app() as app:
+        until(lambda: not app.ledger.backfills(unfinished_only=True), "the table was read again")
+    assert _names(ferry) == _keyed(ferry, "sku")
+    ferry.stop()
+
+
+@pytest.mark.parametrize("with_a_write", [True, False])
+@pytest.mark.parametrize(
+    ("table", "key", "change"),
+    [
+        (
+            "(id int, tenant int, name text, PRIMARY KEY (tenant, id))",
+            ("tenant", "id"),
+            ("ALTER TABLE things RENAME tenant TO org", "ALTER TABLE things RENAME id TO number"),
+        ),
+        (
+            "(id int PRIMARY KEY, tenant int NOT NULL UNIQUE, name text)",
+            ("tenant",),
+            ("ALTER TABLE things RENAME tenant TO org",),
+        ),
+        (
+            "(id int PRIMARY KEY, tenant int NOT NULL UNIQUE, name text)",
+            ("tenant",),
+            ("ALTER TABLE things DROP tenant",),
+        ),
+    ],
+    ids=["both", "one that nothing tells apart", "dropped"],
+)
+def test_a_key_that_nobody_can_find_again_changes_no_item(
+    ferry: Ferry, table: str, key: tuple[str, ...], change: tuple[str, ...], *, with_a_write: bool
+) -> None:
+    """Least of all is another column taken for it."""
+    if "DROP" in change[0]:
+        ferry.only_replication()  # triggers on a column keep it
+    ferry.execute(
+        f"CREATE TABLE things {table}",
+        "ALTER TABLE things REPLICA IDENTITY FULL",
+        "INSERT INTO things SELECT g, g + 100, 'n' || g FROM generate_series(1, 9) AS g",
+    )
+    ferry.mirror("public.things", key=key)
+    ferry.apply()
+    ferry.start()
+    ferry.wait()
+    before = _names(ferry)
+    ferry.transaction(*change, *(["UPDATE things SET name = 'x'"] if with_a_write else []))
+    error = ferry.failure()
+    assert isinstance(error, ConfigError)
+    assert "docferry apply" in error.remedy
+    assert _names(ferry) == before
+
+
+def test_a_generated_column_becomes_an_ordinary_one(ferry: Ferry) -> None:
+    """Rows that are read again after that carry it as well."""
+    ferry.execute(
+        "CREATE TABLE things (id int PRIMARY KEY, n int, g int GENERATED ALWAYS AS (n * 2) STORED, name text)",
+        "ALTER TABLE things ADD doc text",
+        f"INSERT INTO things (id, n, name, doc) SELECT g, g, 'n' || g, {LARGE} FROM generate_series(1, 3) AS g",
+    )
+    ferry.begin("public.things")
+    ferry.execute("UPDATE things SET name = 'x' WHERE id = 1")
+    ferry.wait()
+    ferry.execute("ALTER TABLE things ALTER g DROP EXPRESSION")
+    converges(ferry)
+    ferry.execute("UPDATE things SET name = 'y' WHERE id = 1")
+    ferry.wait()
+    ferry.assert_same("public.things")
+
+
+def test_a_key_of_a_wider_type_is_read_again(things: Ferry) -> None:
+    things.only_replication()  # triggers on a column keep its type
+    things.execute("UPDATE things SET name = 'x' WHERE id = 1")
+    things.wait()
+    things.execute("ALTER TABLE things ALTER id TYPE bigint")
+    things.execute(f"INSERT INTO things VALUES (3000000000, 'big', {LARGE})")
+    things.execute("UPDATE things SET name = 'y' WHERE id = 3000000000")
+    things.wait()
+    converges(things)
+
+
+@pytest.mark.parametrize("change", ["ADD ATTRIBUTE c int", "DROP ATTRIBUTE b", "RENAME ATTRIBUTE b TO c"])
+def test_a_composite_type_is_altered(ferry: Ferry, change: str) -> None:
+    """No change tells of it. Rows that change before it is noticed are no dead letters, and those that change
+    afterwards have its new attributes."""
+    ferry.execute(
+        "CREATE TYPE pair AS (a int, b text)",
+        "CREATE TABLE others (id int PRIMARY KEY, p pair)",
+        "CREATE TABLE things (id int PRIMARY KEY, p pair, name text)",
+        "INSERT INTO things SELECT g, ROW(g, 'x')::pair, 'n' FROM generate_series(1, 3) AS g",
+    )
+    ferry.begin("public.others", "public.things")
+    ferry.execute("UPDATE things SET name = 'm' WHERE id = 1")
+    ferry.wait()
+    ferry.execute(f"ALTER TYPE pair {change}")
+    for number in range(5):
+        ferry.execute(f"UPDATE things SET name = 'later {number}' WHERE id = 2")
+        ferry.wait()
+    shown = {"ADD": ("a", "b", "c"), "DROP": ("a",), "RENAME": ("a", "c")}[change.split()[0]]
+
+    def same() -> bool:
+        ferry.wait()
+        rows = ferry.query("SELECT id, to_jsonb(p), name FROM things")
+        documents = ferry.documents("public.things").values()
+        found = {document["id"]: (document["p"], document["name"]) for document in documents}
+        return found == {id_: (p, name) for id_, p, name in rows} and all(set(p) == set(shown) for _, p, _ in rows)
+
+    until(same, "the same rows at both ends")
+    ferry.execute("UPDATE things SET name = 'last'")
+    ferry.wait()
+    assert same()
+    with ferry.app() as app:
+        assert not app.dead_letters.count()
+    ferry.stop()
 
 
 @pytest.mark.parametrize("statement", ["ALTER TABLE things RENAME TO items", "ALTER TABLE things SET SCHEMA elsewhere"])

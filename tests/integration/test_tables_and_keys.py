@@ -7,6 +7,7 @@ from decimal import Decimal
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from docferry.capture.catalog import Types
 from docferry.capture.snapshot import TableReader
@@ -195,6 +196,32 @@ def _scans(plan: dict[str, object]) -> set[object]:
     children = plan.get("Plans", [])
     assert isinstance(children, list)
     return found.union(*(_scans(child) for child in children))
+
+
+def test_what_a_table_is_is_asked_without_waiting_for_its_locks(database: str) -> None:
+    """Whoever asks holds up rereads of all tables."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        for statement in (
+            "CREATE TABLE parts (id int, region text, PRIMARY KEY (id, region)) PARTITION BY LIST (region)",
+            "CREATE TABLE parts_eu PARTITION OF parts FOR VALUES IN ('eu') PARTITION BY RANGE (id)",
+            "CREATE TABLE parts_eu_1 PARTITION OF parts_eu FOR VALUES FROM (1) TO (100)",
+        ):
+            connection.execute(statement.encode())
+        impatient = make_conninfo(database, options="-c lock_timeout=5s")
+        reader = TableReader(impatient, Retry(), purpose="test")
+        try:
+            layouts = [reader.layout("public.parts")]
+            with connection.transaction():
+                connection.execute("LOCK TABLE parts IN ACCESS EXCLUSIVE MODE")
+                layouts.append(reader.layout("public.parts"))
+            connection.execute("TRUNCATE parts_eu_1")
+            layouts.append(reader.layout("public.parts"))
+            connection.execute("CREATE TABLE parts_us PARTITION OF parts FOR VALUES IN ('us')")
+            layouts.append(reader.layout("public.parts"))
+        finally:
+            reader.close()
+    assert layouts[0] == layouts[1]
+    assert len(set(layouts)) == 3
 
 
 def test_types_are_told_apart(database: str) -> None:

@@ -104,6 +104,9 @@ class Stream:
         self._tell()
         self._outside.scheduler.pause(timeout)
 
+    def look_afresh(self) -> None:
+        pass
+
     def close(self) -> None:
         self._tell()
         self._source.is_read = False

@@ -69,6 +69,9 @@ class ScriptedCapture:
     def keep_alive(self, _timeout: float) -> None:
         self.kept_alive += 1
 
+    def look_afresh(self) -> None:
+        pass
+
     def close(self) -> None:
         self.closed = True
 

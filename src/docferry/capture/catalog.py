@@ -107,6 +107,11 @@ class TableInfo:
         return next((index.columns for index in self.indexes if index.primary), ())
 
     @property
+    def identifying(self) -> tuple[str, ...]:
+        """The columns of the index that tells rows apart: the one chosen for replica identity, or the primary key."""
+        return _identifying(self.indexes)
+
+    @property
     def identity_columns(self) -> frozenset[str]:
         """The columns whose old values the log of an UPDATE or DELETE carries; empty if the table has no identity."""
         match self.replica_identity:
@@ -119,6 +124,11 @@ class TableInfo:
             case _:
                 chosen = []
         return frozenset(name for index in chosen for name in index.columns)
+
+
+def _identifying(indexes: tuple[UniqueIndex, ...]) -> tuple[str, ...]:
+    chosen = next((index.columns for index in indexes if index.replica_identity), None)
+    return chosen or next((index.columns for index in indexes if index.primary), ())
 
 
 def split_table(table: str) -> tuple[str, str]:
@@ -151,13 +161,13 @@ def describe_table(connection: psycopg.Connection[tuple[Any, ...]], types: Types
         found = connection.execute(_SQL["layout"].encode(), {"oid": oid}).fetchone()
         extension = connection.execute(_SQL["foreign_key_types"].encode(), (oid,)).fetchall()
         leaves = connection.execute(_SQL["leaves"].encode(), (oid,)).fetchall() if kind == "p" else []
-    primary = next((index.columns for index in indexes if index.primary), ())
+    identifying = _identifying(indexes)
     relation = Relation(
         oid,
         schema,
         name,
         tuple(
-            Column(column, types(type_oid), column in primary)
+            Column(column, types(type_oid), column in identifying)
             for column, type_oid, generated, *_ in columns
             if not generated
         ),

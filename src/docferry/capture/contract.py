@@ -75,6 +75,10 @@ class Capture(Protocol):
     def keep_alive(self, timeout: float) -> None:
         """Tell the source that we live without reading more; returns after `timeout` seconds at the latest."""
 
+    def look_afresh(self) -> None:
+        """Ask for types again from the next change on: one has been altered, of which no change tells. From any
+        thread."""
+
     def close(self) -> None:
         """Send the confirmed position once more and hang up."""
 
@@ -152,12 +156,12 @@ class RowReader(Protocol):
     def read_rows(
         self, table: str, key: Sequence[str], keys: Sequence[KeyTexts], transactions: Collection[int], max_bytes: int
     ) -> tuple[list[tuple[Relation, Row]], bool]:
-        """Those rows that exist, in no order, in one snapshot that sees every one of `transactions` (lower 32 bits).
+        """Those rows that exist, in no order, in one snapshot that sees every one of `transactions` (lower 32 bits). A
+        text that is none of its column's type has no row.
 
         The second value is False when `max_bytes` was reached: there may be more rows, to be asked for again.
         Waits until they do and until what was read is flushed to disk, so that a crash cannot take it back. `table`
-        schema-qualified; `key` the names of its key columns. Raises TableGone, and KeyUnreadable when a text is none of
-        its column's type.
+        schema-qualified; `key` the names of its key columns. Raises TableGone.
         """
 
     def relation(self, table: str) -> Relation:
@@ -200,7 +204,8 @@ class TransactionGate(Protocol):
 
 
 class PageReader(Protocol):
-    """Reads a table in key order (R6). Each thread uses a reader of its own."""
+    """Reads a table in key order (R6). Each thread uses a reader of its own. Raises KeyUnreadable when a key that it is
+    given is none of its column's type: the type is another one than when it was read."""
 
     def boundary(self, after: KeyTexts | None, rows: int) -> KeyTexts | None:
         """The key `rows` rows behind `after` (None: from the start), or None if fewer are left."""

@@ -19,7 +19,7 @@ from docferry.capture.contract import BackfillRecord, BackfillState, Columns, Ke
 from docferry.capture.heartbeats import Heartbeats
 from docferry.capture.running import RUNNING, holder, running
 from docferry.change.model import NUMBER_STEP, make_version
-from docferry.errors import AlreadyRunning, Interrupted
+from docferry.errors import AlreadyRunning, Interrupted, SourceUnavailable
 from docferry.failpoints import boundary
 from docferry.retry import Retry
 from docferry.source.operator import operator
@@ -33,6 +33,8 @@ _SQL: Final = {**load("ledger.sql"), **RUNNING}
 _WORKER_LOCK, _SWEEP_LOCK = 1, 2
 
 _Parameters: TypeAlias = tuple[Any, ...] | dict[str, Any]
+_Session: TypeAlias = tuple[int, str]
+"""The process id of a server's session and when it began: ids are given again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,29 +257,49 @@ class PostgresLedger:
     @contextmanager
     def working(self) -> Iterator[Callable[[], None]]:
         """Held by the one worker of this source; call what it yields now and then, to take the lock again after the
-        server was restarted. Both raise AlreadyRunning. By triggers any number may work at once."""
+        connection was lost. Both raise AlreadyRunning; the latter SourceUnavailable while the server has not noticed
+        that it was. By triggers any number may work at once."""
         if self._by_triggers:
             yield lambda: None
             return
         with ExitStack() as stack:
             held = stack.enter_context(self._own_connection("worker"))
-            self._take_worker_lock(held)
+            self._take_worker_lock(held, None)
+            session = self._session(held)
 
             def hold() -> None:
-                nonlocal held
+                nonlocal held, session
                 try:
                     held.execute("SELECT 1")
                 except psycopg.Error:
-                    held = stack.enter_context(self._own_connection("worker"))
-                    self._take_worker_lock(held)
+                    stack.close()
+                    fresh = stack.enter_context(self._own_connection("worker"))
+                    self._take_worker_lock(fresh, session)
+                    held, session = fresh, self._session(fresh)
 
             yield hold
 
-    def _take_worker_lock(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+    @staticmethod
+    def _session(connection: psycopg.Connection[tuple[Any, ...]]) -> _Session:
+        with translated():
+            row = connection.execute(_SQL["session"].encode()).fetchone()
+        assert row is not None
+        return int(row[0]), str(row[1])
+
+    def _take_worker_lock(self, connection: psycopg.Connection[tuple[Any, ...]], former: _Session | None) -> None:
+        """`former`: the session that held it for us until its connection was lost. Raises AlreadyRunning."""
         if self._try(connection, _WORKER_LOCK):
             return
         with translated():
             holder = connection.execute(_SQL["holder"].encode(), (_WORKER_LOCK,)).fetchone()
+        if holder is not None and former == (holder[0], holder[3]):
+            # The server has not noticed yet that we are gone.
+            with suppress(psycopg.Error):  # another role's since
+                connection.execute(_SQL["end_session"].encode(), former)
+            raise SourceUnavailable(
+                f"source: our lost connection (server process {holder[0]}) still holds the worker's lock",
+                remedy="Nothing, as a rule: the server ends it within tcp_keepalives_* or tcp_user_timeout.",
+            )
         who = f" (server process {holder[0]}, from {holder[2]}, since {holder[3]})" if holder else ""
         raise AlreadyRunning(
             f"another docferry worker runs for this source{who}",

@@ -21,6 +21,7 @@ import psycopg
 from docferry.capture.catalog import Types
 from docferry.capture.contract import Delivery
 from docferry.change.model import make_version
+from docferry.change.renames import current_names
 from docferry.change.wire import EventDecoder
 from docferry.errors import SourceUnavailable
 from docferry.failpoints import boundary, failpoint
@@ -80,6 +81,7 @@ class OutboxCapture:
         self._last_seen = 0.0
         self._claim_from = 0.0
         self._asleep = False
+        self._outdated = False
 
     # -- the contract -------------------------------------------------------------------------------------------------
 
@@ -136,6 +138,10 @@ class OutboxCapture:
             self._hang_up()
         if timeout > 0:
             time.sleep(timeout)
+
+    def look_afresh(self) -> None:
+        """See contract.Capture."""
+        self._outdated = True
 
     def close(self) -> None:
         """See contract.Capture. Claims that were not confirmed are free again."""
@@ -225,8 +231,11 @@ class OutboxCapture:
 
     def _take(self, row: tuple[Any, ...], claim: _Claim, delivery: Delivery) -> None:
         position, epoch, op, table, oid, described, key_names, new, old, key, old_key, recorded_at = row
-        assert self._decoder is not None
         assert isinstance(recorded_at, datetime)
+        if self._outdated or self._decoder is None:
+            assert self._watch is not None
+            self._outdated = False
+            self._decoder = EventDecoder(Types(self._watch))
         columns, types = described_columns(described)
         key_names = self._current_names(int(oid), columns, key_names)
         layout = self._decoder.layout(table, int(oid), columns, types, key_names)
@@ -250,9 +259,10 @@ class OutboxCapture:
         known = self._renamed.get((oid, tuple(columns)))
         if known is None:
             assert self._watch is not None
-            row = self._watch.execute(_SQL["primary_key"].encode(), (oid,)).fetchone()
-            fits = row is not None and len(row[0]) == len(key) and all(name in columns for name in row[0])
-            known = self._renamed[oid, tuple(columns)] = tuple(row[0] if row is not None and fits else key)
+            row = self._watch.execute(_SQL["identifying"].encode(), (oid,)).fetchone()
+            names = None if row is None else current_names(key, [name for name in columns if name is not None], row[0])
+            fits = names is not None and all(name in columns for name in names)
+            known = self._renamed[oid, tuple(columns)] = tuple(names if names is not None and fits else key)
         return known
 
     def _let_go_of_old_claims(self) -> None:

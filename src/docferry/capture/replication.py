@@ -73,6 +73,7 @@ class ReplicationCapture:
         self._told = 0
         self._told_at = 0.0
         self._broke = False
+        self._outdated = False
         self._stream: psycopg.Connection[tuple[Any, ...]] | None = None
         self._catalog: psycopg.Connection[tuple[Any, ...]] | None = None
         self._decoder: Decoder | None = None
@@ -98,6 +99,7 @@ class ReplicationCapture:
                     remedy="Run `docferry apply`: it begins a new epoch, creates the slot anew and populates every "
                     "collection again.",
                 )
+            self._outdated = False
             self._decoder = Decoder(Types(self._catalog), self._epoch)
         except BaseException:
             self._hang_up()
@@ -137,6 +139,10 @@ class ReplicationCapture:
             self._tell(now)
         if timeout > 0:
             time.sleep(timeout)
+
+    def look_afresh(self) -> None:
+        """See contract.Capture."""
+        self._outdated = True
 
     def close(self) -> None:
         """See contract.Capture."""
@@ -215,6 +221,10 @@ class ReplicationCapture:
                 self._tell(time.monotonic())
             return False
         assert self._decoder is not None
+        if self._outdated:
+            assert self._catalog is not None
+            self._outdated = False
+            self._decoder.look_afresh(Types(self._catalog))
         decoded = self._decoder.decode(data[_XLOG_DATA.size :])
         match decoded:
             case None:

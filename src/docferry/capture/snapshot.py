@@ -18,7 +18,8 @@ from psycopg import pq, sql
 from docferry.capture.catalog import TableInfo, Types, describe_table, name_of, split_table
 from docferry.capture.contract import KeyTexts
 from docferry.change.model import Column, Relation, Row
-from docferry.errors import ConfigError, Interrupted, KeyUnreadable, SourceUnavailable
+from docferry.change.renames import current_names
+from docferry.errors import ConfigError, Interrupted, KeyUnreadable, SourceRefused, SourceUnavailable
 from docferry.failpoints import boundary
 from docferry.retry import Retry
 from docferry.source.session import connect, translated
@@ -31,18 +32,11 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _SQL: Final = load("snapshot.sql")
 _FLUSH_POLLS: Final = 10
-_NOT_OF_THE_TYPE: Final = (
-    pg.InvalidTextRepresentation,
-    pg.NumericValueOutOfRange,
-    pg.InvalidDatetimeFormat,
-    pg.DatetimeFieldOverflow,
-    pg.StringDataRightTruncation,
-    pg.CharacterNotInRepertoire,
-    pg.UntranslatableCharacter,
-    pg.CheckViolation,
-    pg.NotNullViolation,
-)
-"""What the cast of a text to its column's type can say of the text."""
+_OF_THE_TEXT: Final = frozenset({"22", "23", "54", "P0"})
+"""Classes of SQLSTATE in which the cast of a text to its column's type complains of the text: data, constraints of a
+domain, limits, and what a domain's check raises."""
+_OF_THE_TEXT_TOO: Final = frozenset({pg.SyntaxError.sqlstate, pg.InvalidName.sqlstate})
+_MOVED: Final = (pg.UndefinedColumn, pg.UndefinedObject, pg.FeatureNotSupported, pg.UndefinedFunction)
 _NOT_PARSED: Final = ("json", "jsonb", "date", "timestamp", "timestamptz", "time", "timetz", "interval")
 _SAMPLED_AT_LEAST: Final = 10_000
 _SNAPSHOT_COLUMNS: Final = 3  # snapshot, log_end, found
@@ -92,6 +86,7 @@ class TableReader:
         self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
         self._types: Types | None = None
         self._infos: dict[str, TableInfo] = {}
+        self._layouts: dict[str, str] = {}
         self._relations: dict[tuple[Any, ...], Relation] = {}
 
     # -- by key (R5) --------------------------------------------------------------------------------------------------
@@ -147,7 +142,12 @@ class TableReader:
         with self._lock, translated():
             self._connect()
             assert self._connection is not None
-            return describe_table(self._connection, Types(self._connection), table).layout
+            layout = describe_table(self._connection, Types(self._connection), table).layout
+            if self._layouts.get(table) != layout:
+                # Whoever is told of a change must not be given rows as they were described before it.
+                self._forget()
+                self._layouts[table] = layout
+            return layout
 
     @boundary("applier.reread")
     def _read_visible(
@@ -183,25 +183,56 @@ class TableReader:
         def run() -> tuple[str, int, list[tuple[Relation, Row]], bool]:
             info = self._info(table)
             names = current_key(info, key)
-            arrays = [sql.SQL("%s::text[]::{}[]").format(_type(info, name)) for name in names]
-            if len(names) == 1:
-                match = sql.SQL("{} = ANY({})").format(_listed(names), arrays[0])
-            else:
-                match = sql.SQL("({}) IN (SELECT * FROM unnest({}))").format(_listed(names), sql.SQL(", ").join(arrays))
+            match = sql.SQL("({}) IN ({})").format(_listed(names), _keys(info, names))
             block = _SQL["by_key_without_log" if self._by_triggers else "by_key"]
             columns = _listed(names) if only_key else sql.SQL("r.*")
             query = sql.SQL(cast("Any", block)).format(table=_identifier(table), match=match, columns=columns)
-            try:
-                got = self._stream(query, [list(column) for column in zip(*keys, strict=True)], max_bytes)
-            except _NOT_OF_THE_TYPE as error:
-                raise KeyUnreadable(
-                    f"a key asked for in {table} cannot be one: {error.diag.message_primary}"
-                ) from error
+            got = self._stream(query, _by_column(keys, names), max_bytes)
             snapshot, log_end, found = got.rows[0][:_SNAPSHOT_COLUMNS]
             rows = [] if found is None else self._with_relation(info, got, _SNAPSHOT_COLUMNS)
             return _text(snapshot), int(_text(log_end)), rows, got.complete
 
-        return self._on_current_schema(table, run)
+        try:
+            return self._on_current_schema(run)
+        except SourceRefused as refused:
+            keys = self._without_unreadable(refused, table, key, keys)
+        return self._on_current_schema(run)
+
+    def _without_unreadable(
+        self, refused: SourceRefused, table: str, key: Sequence[str], keys: Sequence[KeyTexts]
+    ) -> list[KeyTexts]:
+        """The keys without those that made a read fail. Raises the error again if it was none of them."""
+        if not isinstance(refused.__cause__, psycopg.Error) or not _complains_of_text(refused.__cause__):
+            raise refused
+        readable = self._readable(table, key, keys)
+        if len(readable) == len(keys):
+            raise refused
+        return readable
+
+    def _readable(self, table: str, key: Sequence[str], keys: Sequence[KeyTexts]) -> list[KeyTexts]:
+        """Those keys whose texts are of their columns' types, found by halving: no row has another."""
+        if self._are_readable(table, key, keys):
+            return list(keys)
+        if len(keys) == 1:
+            return []
+        half = len(keys) // 2
+        return [*self._readable(table, key, keys[:half]), *self._readable(table, key, keys[half:])]
+
+    def _are_readable(self, table: str, key: Sequence[str], keys: Sequence[KeyTexts]) -> bool:
+        """Asked without the table, whose rows may raise an error of the same kind (generated columns)."""
+
+        def run() -> bool:
+            info = self._info(table)
+            names = current_key(info, key)
+            try:
+                self._execute(_keys(info, names), _by_column(keys, names))
+            except psycopg.Error as error:
+                if not _complains_of_text(error):
+                    raise
+                return False
+            return True
+
+        return self._on_current_schema(run)
 
     def _stream(self, query: sql.Composed, parameters: list[Any], max_bytes: int) -> _Streamed:
         """The first rows of a result, up to and including the one with which they reach `max_bytes`.
@@ -271,7 +302,7 @@ class TableReader:
                 return None
             return tuple(_text(result.get_value(0, index)) for index in range(len(names)))
 
-        return self._on_current_schema(self._table, run)
+        return self._between(run, after)
 
     def read_page(
         self, after: KeyTexts | None, upto: KeyTexts | None, max_bytes: int
@@ -296,7 +327,15 @@ class TableReader:
             self._wait_until_flushed()
             return rows, last
 
-        return self._on_current_schema(self._table, run)
+        return self._between(run, after, upto)
+
+    def _between(self, run: Callable[[], T], *bounds: KeyTexts | None) -> T:
+        """Run a read between keys. Raises KeyUnreadable when one of them is none any more."""
+        try:
+            return self._on_current_schema(run)
+        except SourceRefused as refused:
+            self._without_unreadable(refused, self._table, self._key, [one for one in bounds if one is not None])
+            raise KeyUnreadable(f"a key of {self._table} that was noted is none of its column's type now") from refused
 
     def estimate(self) -> int:
         """See contract.PageReader."""
@@ -322,7 +361,7 @@ class TableReader:
                 for row in range(result.ntuples)
             ]
 
-        return self._on_current_schema(self._table, run)
+        return self._on_current_schema(run)
 
     def close(self) -> None:
         """Release the connection."""
@@ -347,18 +386,29 @@ class TableReader:
                 self._connection.adapters.register_loader(name, psycopg.types.string.TextLoader)
             self._types = Types(self._connection)
 
-    def _on_current_schema(self, table: str, run: Callable[[], T]) -> T:
-        """Run a read; if the schema moved under the statement, look again and run it once more."""
+    def _on_current_schema(self, run: Callable[[], T]) -> T:
+        """Run a read; if the schema moved under the statement, or a text may be of the type that its column has now,
+        look again and run it once more."""
         with translated():
             self._connect()
             try:
-                return run()
-            except (pg.UndefinedColumn, pg.UndefinedObject, pg.FeatureNotSupported, pg.UndefinedFunction):
-                self._infos.pop(table, None)
-                return run()
+                try:
+                    return run()
+                except psycopg.Error as error:
+                    if not isinstance(error, _MOVED) and not _complains_of_text(error):
+                        raise
+                    self._forget()
+                    return run()
             except psycopg.OperationalError:
                 self.close()
                 raise
+
+    def _forget(self) -> None:
+        """Look at tables and types afresh."""
+        assert self._connection is not None
+        self._types = Types(self._connection)
+        self._infos.clear()
+        self._relations.clear()
 
     def _info(self, table: str) -> TableInfo:
         if table not in self._infos:
@@ -408,7 +458,7 @@ class TableReader:
             if not _describes(info, described):
                 info = self._infos[info.table] = describe_table(self._connection, self._types, info.table)
             columns = [
-                Column(name, self._types(oid), name in info.primary_key)
+                Column(name, self._types(oid), name in info.identifying)
                 for name, oid in described
                 if name not in info.generated
             ]
@@ -423,12 +473,10 @@ def _describes(info: TableInfo, described: _Description) -> bool:
 
 
 def current_key(info: TableInfo, key: Sequence[str]) -> tuple[str, ...]:
-    """The key's columns as they are called now: a renamed primary key column is found by its place."""
-    names = {column.name for column in info.relation.columns}
-    if all(name in names for name in key):
-        return tuple(key)
-    if len(info.primary_key) == len(key):
-        return info.primary_key
+    """The key's columns as they are called now."""
+    names = current_names(key, info.casts, info.identifying)
+    if names is not None:
+        return names
     raise ConfigError(
         f"key ({', '.join(key)}) of {info.table} no longer exists",
         remedy="Set key = [...] of this mirror to the columns that are the key now, then `docferry apply`.",
@@ -459,6 +507,30 @@ def _identifier(table: str) -> sql.Identifier:
 
 def _listed(names: Sequence[str]) -> sql.Composed:
     return sql.SQL(", ").join(sql.SQL("r.{}").format(sql.Identifier(name.replace("%", "%%"))) for name in names)
+
+
+def _keys(info: TableInfo, names: Sequence[str]) -> sql.Composed:
+    """A statement that makes keys of an array of texts for each of their columns. These are cast one by one: of a type
+    that is an array itself there are no arrays."""
+    aliases = [sql.Identifier(f"k{index}") for index in range(len(names))]
+    return sql.SQL("SELECT {values} FROM unnest({texts}) AS k({aliases})").format(
+        values=sql.SQL(", ").join(
+            sql.SQL("k.{}::{}").format(alias, _type(info, name)) for alias, name in zip(aliases, names, strict=True)
+        ),
+        texts=sql.SQL(", ").join([sql.SQL("%s::text[]")] * len(names)),
+        aliases=sql.SQL(", ").join(aliases),
+    )
+
+
+def _by_column(keys: Sequence[KeyTexts], names: Sequence[str]) -> list[list[str]]:
+    return [[key[index] for key in keys] for index in range(len(names))]
+
+
+def _complains_of_text(error: psycopg.Error) -> bool:
+    """Whether an error may be a text's that is none of its column's type."""
+    if isinstance(error, psycopg.DataError | psycopg.IntegrityError):  # the driver refuses some itself
+        return True
+    return (error.sqlstate or "")[:2] in _OF_THE_TEXT or error.sqlstate in _OF_THE_TEXT_TOO
 
 
 def _type(info: TableInfo, column: str) -> sql.SQL:

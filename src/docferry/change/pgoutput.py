@@ -68,6 +68,7 @@ class Decoder:
         self._epoch = epoch
         self._next_version = 0
         self._relations: dict[int, Relation] = {}
+        self._described: dict[int, bytes] = {}
         self._transaction = 0
         self._committed_at: datetime | None = None
 
@@ -75,6 +76,11 @@ class Decoder:
     def in_transaction(self) -> bool:
         """Whether a transaction has begun and its commit has not been seen."""
         return self._committed_at is not None
+
+    def look_afresh(self, types: Callable[[int], PgType]) -> None:
+        """Take the types of all relations from `types` from now on."""
+        self._types = types
+        self._relations = {oid: self._relation(message) for oid, message in self._described.items()}
 
     def decode(self, message: bytes) -> list[Change] | Change | Commit | None:
         """Decode one message.
@@ -100,6 +106,7 @@ class Decoder:
             case b"R":
                 relation = self._relation(message)
                 self._relations[relation.oid] = relation
+                self._described[relation.oid] = message
             case b"T":
                 return self._truncate(message)
             case b"O" | b"Y" | b"M":

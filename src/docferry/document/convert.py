@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from docferry.change.model import UNCHANGED, Column, PgType, Relation, Row, TypeKind
+from docferry.change.renames import current_names
 from docferry.document import json, xml
 from docferry.document.keys import column_part, template_columns, template_part
 from docferry.document.model import (
@@ -245,16 +246,17 @@ def _own_value(name: str, of: PgType, kind: KeyKind) -> _MakeKey:
 def _key_columns(spec: MirrorSpec, relation: Relation) -> tuple[tuple[str, int], ...]:
     """The key columns' places. After a rename the replica identity still says which they are."""
     places = {column.name: index for index, column in enumerate(relation.columns)}
-    missing = [name for name in spec.key if name not in places]
-    if not missing:
-        return tuple((name, places[name]) for name in spec.key)
-    identity = [index for index, column in enumerate(relation.columns) if column.is_key]
-    # With REPLICA IDENTITY FULL every column is marked, which says nothing about the key.
-    if len(identity) == len(spec.key) and len(identity) < len(relation.columns):
-        return tuple(zip(spec.key, identity, strict=True))
+    identity = [column.name for column in relation.columns if column.is_key]
+    if len(identity) == len(relation.columns) > len(spec.key):
+        identity = []  # with REPLICA IDENTITY FULL every column is marked, which says nothing about the key
+    names = current_names(spec.key, places, identity, former=spec.columns)
+    if names is not None:
+        return tuple((name, places[now]) for name, now in zip(spec.key, names, strict=True))
+    missing = ", ".join(f'"{name}"' for name in spec.key if name not in places)
     raise ConfigError(
-        f'{relation.table}: key column "{missing[0]}" does not exist (any more)',
-        remedy=f"Set `key` of this mirror to existing columns: {', '.join(places)}; then `docferry apply`.",
+        f"{relation.table}: key column {missing} does not exist (any more), and nothing says what it is called now",
+        remedy="Set `key` of this mirror to the columns that are the key now "
+        f"({relation.table} has {', '.join(places)}); then `docferry apply`.",
     )
 
 

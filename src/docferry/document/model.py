@@ -83,7 +83,7 @@ class MirrorSpec:
     `table`: schema-qualified. `key`: names of the source key columns. `collection`: with its key attributes.
     `templates`: for each key attribute a template such as `ORDER#{id}`, or None when it is the column's own value.
     `include`: carried columns, None for all. `documents`: for columns that are read as documents beyond what their type
-    says.
+    says. `columns`: those of the table when this was made, empty if nobody knows.
     """
 
     table: str
@@ -93,6 +93,7 @@ class MirrorSpec:
     include: frozenset[str] | None = None
     exclude: frozenset[str] = frozenset()
     documents: Mapping[str, DocumentSpec] = field(default_factory=dict)
+    columns: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

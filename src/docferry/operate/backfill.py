@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from docferry.applier import Applier
 from docferry.capture.contract import BackfillRecord, BackfillState, KeyTexts, Ledger, PageReader
@@ -21,7 +21,7 @@ from docferry.change.model import Op, Relation, Row
 from docferry.document.batch import Pending, Refused
 from docferry.document.mirror import Mirror
 from docferry.document.model import Delete, Write
-from docferry.errors import DocferryError, Interrupted, RowRefused, Verdict
+from docferry.errors import DocferryError, Interrupted, KeyUnreadable, RowRefused, Verdict
 from docferry.failpoints import boundary, failpoint
 from docferry.retry import Retry
 from docferry.target.contract import Outcome, Target
@@ -102,6 +102,8 @@ class Backfill:
         while True:
             try:
                 return self._attempt(record)
+            except KeyUnreadable as error:
+                self._start_over(error)
             except DocferryError as error:
                 if error.verdict is not Verdict.RETRY:
                     raise
@@ -115,6 +117,12 @@ class Backfill:
                     raise Interrupted(f"the backfill of {record.table} was replaced by a newer request") from error
                 attempt = 0 if fresh[0].rows_done > record.rows_done else attempt
                 record = fresh[0]
+
+    def _start_over(self, error: KeyUnreadable) -> NoReturn:
+        """What was written under keys of the old type has to go: of the reasons this one has orphans looked for."""
+        table = self._mirror.table
+        self._ask(lambda: self._ledger.request_backfill(table, "schema change", anew=True))
+        raise Interrupted(f"the backfill of {table} starts over: {error}") from error
 
     def run_or_follow(self, record: BackfillRecord) -> None:
         """Bring the backfill to its end here, or watch the process that is at it; should that one die, take over.

@@ -95,6 +95,10 @@ class UntilEmpty:
         """See contract.Capture."""
         self._capture.keep_alive(timeout)
 
+    def look_afresh(self) -> None:
+        """See contract.Capture."""
+        self._capture.look_afresh()
+
     def close(self) -> None:
         """See contract.Capture."""
         self._capture.close()

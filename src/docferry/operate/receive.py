@@ -166,7 +166,7 @@ class Receiver:
             return self.apply(event.changes, reread=reread)
         kept = [one for one in event.changes if event.subtransactions.get(one.version) not in undone]
         receipts = {one.version: one for one in self.apply(kept, reread=reread)}
-        return [receipts.get(one.version) or self._receipt(one, Fate.ROLLED_BACK) for one in event.changes]
+        return [receipts.get(one.version) or self._judge.receipt(one, Fate.ROLLED_BACK) for one in event.changes]
 
     def apply(self, changes: Sequence[Change], *, in_doubt: bool = False, reread: bool = False) -> list[Receipt]:
         """Make changes durable that come in any order and are known to be committed. `in_doubt`: they are not, and the

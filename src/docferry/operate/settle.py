@@ -26,7 +26,7 @@ from docferry.capture.contract import CommitGate, KeyReader, KeyTexts
 from docferry.change.model import NUMBER_STEP, Relation, Row, make_version
 from docferry.document.mirror import Mirror
 from docferry.document.model import Key, Put
-from docferry.errors import Interrupted, KeyUnreadable, RowRefused
+from docferry.errors import Interrupted, RowRefused
 from docferry.operate.admin import AdminLedger
 from docferry.operate.compare import Kind, Wanted, judge, wanted_of
 from docferry.operate.findings import Finding, Suspect
@@ -68,12 +68,13 @@ class Rows:
         self._reader = reader
 
     def whole(self, texts: Sequence[KeyTexts]) -> Iterator[tuple[Relation, Row]]:
-        """Those that exist, in pieces of bounded size. A text that is none of its column's type has no row."""
+        """Those that exist, in pieces of bounded size."""
+        spec = self._mirror.spec
         for batch in _batches(texts, _KEYS):
             left: list[KeyTexts] = list(batch)
             budget = _BYTES
             while left:
-                found, complete = self._read(left, budget)
+                found, complete = self._reader.read_rows(spec.table, spec.key, left, (), budget)
                 yield from found
                 if complete:
                     break
@@ -85,34 +86,15 @@ class Rows:
 
     def keys(self, texts: Sequence[KeyTexts]) -> set[Key]:
         """The item keys of those that exist."""
+        spec = self._mirror.spec
         found: set[Key] = set()
         for batch in _batches(texts, _KEYS):
-            for relation, row in self._keys(list(batch)):
+            for relation, row in self._reader.read_keys(spec.table, spec.key, batch):
                 try:
                     found.add(self._mirror.converter.key(relation, row))
                 except RowRefused:
                     continue
         return found
-
-    def _read(self, texts: list[KeyTexts], max_bytes: int) -> tuple[list[tuple[Relation, Row]], bool]:
-        spec = self._mirror.spec
-        try:
-            return self._reader.read_rows(spec.table, spec.key, texts, (), max_bytes)
-        except KeyUnreadable:
-            if len(texts) == 1:
-                return [], True
-        halves = (texts[: len(texts) // 2], texts[len(texts) // 2 :])
-        read = [self._read(half, max_bytes // 2 + 1) for half in halves]
-        return [one for rows, _ in read for one in rows], all(complete for _, complete in read)
-
-    def _keys(self, texts: list[KeyTexts]) -> list[tuple[Relation, Row]]:
-        spec = self._mirror.spec
-        try:
-            return self._reader.read_keys(spec.table, spec.key, texts)
-        except KeyUnreadable:
-            if len(texts) == 1:
-                return []
-        return self._keys(texts[: len(texts) // 2]) + self._keys(texts[len(texts) // 2 :])
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,9 @@ class Capture:
     def keep_alive(self, _timeout: float) -> None:
         """Nothing to keep."""
 
+    def look_afresh(self) -> None:
+        """There are no types."""
+
     def close(self) -> None:
         """Nothing to close."""
 

@@ -51,8 +51,15 @@ SELECT a.attname, a.atttypid, a.attgenerated::text <> '', a.attnotnull,
 
 -- name: layout
 -- What rows and their text are made of. The files of partitions tell of a TRUNCATE of one, which is not published via the
--- root, as ATTACH and DETACH are not.
-WITH RECURSIVE types(attnum, oid) AS (
+-- root, as ATTACH and DETACH are not. The catalog is asked for them: pg_partition_tree() waits for whoever has locked one.
+WITH RECURSIVE tree(oid, kind) AS (
+    SELECT oid, relkind FROM pg_catalog.pg_class WHERE oid = %(oid)s AND relkind = 'p'
+    UNION ALL
+    SELECT c.oid, c.relkind
+      FROM tree t
+      JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid AND NOT i.inhdetachpending
+      JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
+), types(attnum, oid) AS (
     SELECT attnum, atttypid FROM pg_catalog.pg_attribute WHERE attrelid = %(oid)s AND attnum > 0 AND NOT attisdropped
     UNION
     SELECT x.attnum, p.oid
@@ -78,8 +85,7 @@ SELECT pg_catalog.md5(pg_catalog.string_agg(part, E'\n' ORDER BY part)) FROM (
       JOIN pg_catalog.pg_type t ON t.oid = x.oid AND t.typtype = 'c'
       JOIN pg_catalog.pg_attribute a ON a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
     UNION ALL
-    SELECT pg_catalog.concat_ws(' ', 'partition', p.relid::oid, pg_catalog.pg_relation_filenode(p.relid))
-      FROM pg_catalog.pg_partition_tree(%(oid)s) p WHERE p.isleaf AND p.relid <> %(oid)s
+    SELECT pg_catalog.concat_ws(' ', 'partition', oid, pg_catalog.pg_relation_filenode(oid)) FROM tree WHERE kind <> 'p'
 ) AS parts(part);
 
 -- name: foreign_key_types
@@ -108,9 +114,15 @@ SELECT ic.relname, i.indisprimary, i.indimmediate, i.indisreplident,
  ORDER BY i.indisprimary DESC, ic.relname;
 
 -- name: leaves
--- The leaf partitions of a partitioned table with their replica identity, where it differs from the default.
+-- The leaf partitions of a partitioned table with their replica identity, where it differs from the default. No lock is
+-- waited for, see layout.
+WITH RECURSIVE tree(oid) AS (
+    SELECT %s::oid
+    UNION ALL
+    SELECT i.inhrelid FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid AND NOT i.inhdetachpending
+)
 SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname), c.relreplident::text
-  FROM pg_catalog.pg_partition_tree(%s) p
-  JOIN pg_catalog.pg_class c ON c.oid = p.relid
+  FROM tree t
+  JOIN pg_catalog.pg_class c ON c.oid = t.oid
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
- WHERE p.isleaf AND c.relreplident::text <> 'd';
+ WHERE c.relkind <> 'p' AND c.relreplident::text <> 'd';

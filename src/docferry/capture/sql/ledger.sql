@@ -270,6 +270,16 @@ SELECT a.pid, a.application_name, coalesce(host(a.client_addr), 'local socket'),
  WHERE l.locktype = 'advisory' AND l.classid = 1685021542 AND l.objid = %s AND l.granted
    AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database());
 
+-- name: session
+-- Which of the server's sessions this is.
+SELECT a.pid, a.backend_start::text FROM pg_catalog.pg_stat_activity a WHERE a.pid = pg_catalog.pg_backend_pid();
+
+-- name: end_session
+-- Have it end, if we may.
+SELECT pg_catalog.pg_terminate_backend(a.pid)
+  FROM pg_catalog.pg_stat_activity a
+ WHERE a.pid = %s AND a.backend_start::text = %s;
+
 -- name: heartbeat
 -- What the worker says of itself. The commit also moves an idle slot (R7).
 WITH moved AS (SELECT pg_catalog.pg_logical_emit_message(true, 'docferry', 'heartbeat'))

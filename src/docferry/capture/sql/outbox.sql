@@ -160,15 +160,17 @@ UPDATE docferry.outbox SET table_name = %(table)s
    AND relation_id IN (SELECT pg_catalog.to_regclass(%(quoted)s)::oid
                         UNION SELECT relid FROM pg_catalog.pg_partition_tree(pg_catalog.to_regclass(%(quoted)s)));
 
--- name: primary_key
--- The columns of a table's primary key as they are called now.
+-- name: identifying
+-- The columns of the index chosen for a table's replica identity, or of its primary key, as they are called now.
 SELECT ARRAY(SELECT a.attname::text
                FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, ordinal)
                JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
               WHERE k.ordinal <= i.indnkeyatts
               ORDER BY k.ordinal)
   FROM pg_catalog.pg_index i
- WHERE i.indrelid = %s AND i.indisprimary;
+ WHERE i.indrelid = %s AND (i.indisreplident OR i.indisprimary)
+ ORDER BY i.indisreplident DESC
+ LIMIT 1;
 
 -- name: existing
 -- Those of these tables that exist.
