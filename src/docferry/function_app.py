@@ -11,6 +11,7 @@ from docferry.app import App
 from docferry.applier import Applier, LetterBox
 from docferry.captures import make_capture
 from docferry.operate.drain import Drained, UntilEmpty
+from docferry.operate.grounds import Lease
 from docferry.operate.receive import Receiver
 from docferry.pipeline import Pipeline, PipelineLimits
 from docferry.specify import EventMirrors
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FunctionApp"]
 
+_DEPLOY = "Deploy the function with the configuration that `docferry apply` was run with."
 _STOP_GRACE = 3.0
 
 
@@ -63,9 +65,11 @@ class FunctionApp(App):
         HistoryChanged."""
         epoch = self.admin().check_applied()
         run = self.config.run
+        ledger = self._ledger(epoch.number)
+        grounds = self._grounds(ledger, epoch.number, "this function", _DEPLOY)
         pipeline = Pipeline(
             UntilEmpty(make_capture(self.config, self.dsn, epoch), stopping),
-            self._applier(self._ledger(epoch.number), letters),
+            self._applier(ledger, letters, check=Lease(grounds).check),
             self.retry,
             PipelineLimits(run.workers, run.in_flight_bytes, run.batch_changes, run.batch_bytes, _STOP_GRACE),
             stopping=stopping,

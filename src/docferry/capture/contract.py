@@ -266,8 +266,9 @@ class Ledger(Protocol):
     def mirrors(self) -> dict[str, MirrorRecord]:
         """The registered mirrors by table."""
 
-    def register_mirror(self, mirror: MirrorRecord) -> None:
-        """Insert or replace all but attributes (united with those kept) and floor (kept)."""
+    def register_mirror(self, mirror: MirrorRecord, populate: str | None = None) -> None:
+        """Insert or replace all but attributes (united with those kept) and floor (kept). `populate`: why a backfill is
+        requested anew, in the same transaction: whoever sees that request sees the mirror as it is registered here."""
 
     def remove_mirror(self, table: str) -> None:
         """Forget a mirror, its backfills and its dead letters."""

@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 
-from docferry.capture.contract import CaptureSetup, CommitGate, KeyReader, KeyTexts, StreamState
+from docferry.capture.contract import CaptureSetup, CommitGate, KeyReader, KeyTexts, MirrorRecord, StreamState
 from docferry.change.model import Column, PgType, Relation, Row, make_version
 from docferry.document.mirror import Mirror
 from docferry.document.model import Collection, Delete, KeyAttribute, KeyKind, MirrorSpec
@@ -20,6 +20,7 @@ from docferry.operate import passing as passing_module
 from docferry.operate.admin import AdminLedger, EpochRecord
 from docferry.operate.compare import Kind
 from docferry.operate.findings import Counts, Finding, Findings, Suspect
+from docferry.operate.grounds import Grounds
 from docferry.operate.passing import Passing, Watermark
 from docferry.operate.settle import Rows, Settled, Settler
 from docferry.target.contract import Item
@@ -62,6 +63,8 @@ class World:
     truncated: int = 0
     held: int = 0
     in_force: Epoch = field(default_factory=lambda: Epoch(EPOCH))
+    settings: str = "as they were"
+    registered: str = "as they were"
     at_gate: Callable[[], object] = nothing
     at_mark: Callable[[], object] = nothing
 
@@ -85,6 +88,9 @@ class World:
 
     def epoch(self) -> EpochRecord | None:
         return cast("EpochRecord", self.in_force)
+
+    def mirrors(self) -> dict[str, MirrorRecord]:
+        return {TABLE: MirrorRecord(TABLE, "orders", self.registered)}
 
     def floor(self, _table: str) -> int:
         return self.truncated
@@ -119,7 +125,9 @@ class World:
             cast("AdminLedger", self),
             cast("CommitGate", self),
             self.passing(patience),
-            epoch=EPOCH,
+            grounds=Grounds(
+                cast("AdminLedger", self), EPOCH, {TABLE: self.settings}, "this comparison", "Begin again."
+            ),
             letters=lambda texts: {one for one in texts if one == ("9",)},
             stop=self.stop,
             looks=looks,
