@@ -272,6 +272,35 @@ def test_nothing_is_said_of_items_once_another_epoch_is_in_force() -> None:
         world.settle(suspect(1))
 
 
+def test_items_of_other_settings_are_not_judged() -> None:
+    world = World(rows={"1": "x"})
+    world.write(1, "by other settings")
+
+    def change() -> None:
+        world.registered = "others"
+
+    world.at_mark = change
+    with pytest.raises(HistoryChanged, match="settings of the mirror of"):
+        world.settle(suspect(1))
+
+
+def test_a_worker_that_goes_on_makes_no_progress_of_what_it_does_not_do() -> None:
+    """Behind a session idle in transaction a population waits for ever; the worker's heartbeats go on."""
+    world = World()
+    looks = 0
+
+    def held_up() -> str:
+        nonlocal looks
+        looks += 1
+        assert looks < 1000, "it waits for ever"
+        world.confirmed += 1
+        return "the backfill is not done"
+
+    passing = Passing(Watermark(cast("CaptureSetup", world)), 0.05, world.stop, held_up)
+    assert not passing.wait(100)
+    assert passing.why == "the backfill is not done"
+
+
 def test_a_tombstone_with_a_version_that_no_change_has_is_different() -> None:
     """It would hold back the row that comes."""
     world = World()
