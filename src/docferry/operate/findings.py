@@ -114,7 +114,8 @@ class Counts:
 class Findings:
     """The file of a verification's findings, one JSON object a line, of all its tables. Used by one thread.
 
-    `path`: None for one that goes with the object. `limit`: so many of each table are also kept in memory, to show.
+    `path`: None for one that goes with the object. `limit`: so many of each table, and as many that have a dead letter,
+    are also kept in memory, to show.
     """
 
     def __init__(self, path: Path | None, limit: int) -> None:
@@ -123,7 +124,7 @@ class Findings:
         self._limit = limit
         self.path = path
         self.shown: list[dict[str, Any]] = []
-        self._shown_of: Counter[str] = Counter()
+        self._shown_of: Counter[tuple[str, bool]] = Counter()
         self._file: IO[bytes] = tempfile.TemporaryFile() if path is None else path.open("a+b")  # noqa: SIM115 - `close`
 
     @property
@@ -160,8 +161,10 @@ class Findings:
         self._file.close()
 
     def _show(self, document: dict[str, Any]) -> None:
-        if self._shown_of[document["table"]] < self._limit:
-            self._shown_of[document["table"]] += 1
+        # Rows in the dead letters' keeping must not take the place of what is not as it should be.
+        which = (document["table"], document["kind"] == Kind.REFUSED and document["dead_letter"])
+        if self._shown_of[which] < self._limit:
+            self._shown_of[which] += 1
             self.shown.append(document)
 
     def _documents(self) -> Iterator[dict[str, Any]]:
