@@ -82,7 +82,12 @@ class Verifying:
                 stop=self.stop,
             )
 
-        return VerifiedMirror(mirror, verifier, repair)
+        def grounds() -> str:
+            self.grounds.check(mirror.table)
+            with table_needed(mirror, reader):
+                return self.grounds.of(mirror.table, reader.layout(mirror.table))
+
+        return VerifiedMirror(mirror, grounds, verifier, repair)
 
     def settler(self, mirror: Mirror, reader: TableAccess) -> Settler:
         """What settles a mirror's suspects."""

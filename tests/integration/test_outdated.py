@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -11,6 +12,7 @@ from docferry.document.model import Collection
 from docferry.errors import HistoryChanged
 from docferry.operate import letters
 from docferry.operate.backfill import Progress
+from docferry.operate.worker import WorkerSettings
 
 from .harness import BY_BOTH, Ferry
 from .test_verify import some_orders, verified, verifying
@@ -143,11 +145,16 @@ def test_changes_of_a_new_mirror_are_not_passed_over(ferry: Ferry) -> None:
     ferry.assert_same("public.more")
 
 
-def test_changes_behind_a_population_are_not_written_by_former_settings(ferry: Ferry) -> None:
+def test_changes_behind_a_population_are_not_written_by_former_settings(
+    ferry: Ferry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its heartbeat nor a request tells the worker before the change comes."""
     ferry.heartbeat_interval = 3600.0
+    monkeypatch.setattr("docferry.worker_app.WorkerSettings", partial(WorkerSettings, look_for_backfills=3600.0))
     some_orders(ferry)
     change_settings(ferry)
     populate(ferry, "public.orders")
+    monkeypatch.undo()
     ferry.execute("UPDATE orders SET doc = '{}' WHERE id = 1")
     assert isinstance(ferry.failure(), HistoryChanged)
     assert with_note(ferry) == 0

@@ -425,9 +425,11 @@ class Verifications:
         self._scheduler = scheduler
         self._call = call
 
-    def start(self, table: str, run: str, epoch: int, position: int, output: str | None) -> VerificationRecord:
+    def start(
+        self, table: str, run: str, epoch: int, position: int, output: str | None, grounds: str
+    ) -> VerificationRecord:
         self._call("verifications.start")
-        record = VerificationRecord(self._memory.number(), table, run, epoch, position, output=output)
+        record = VerificationRecord(self._memory.number(), table, run, epoch, position, output=output, grounds=grounds)
         kept = [one for one in self._memory.verifications if one.table != table or one.finished_at is not None]
         self._memory.verifications = [record, *kept]
         return record

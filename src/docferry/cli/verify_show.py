@@ -32,6 +32,7 @@ def document(checked: Checked, shown: Sequence[dict[str, Any]]) -> dict[str, Any
         "sampled": checked.sampled,
         "position": str(checked.position),
         "started_at": checked.started_at,
+        "resumed": checked.resumed,
         **counts.as_dict(),
         "findings": [one for one in shown if one["table"] == checked.mirror.table],
         "repaired": None
@@ -65,6 +66,11 @@ def found_lines(checked: Checked, shown: Sequence[dict[str, Any]], limit: int) -
         lines.append(
             f"  {counts.refused - counts.unlettered:,} rows cannot be stored and are dead letters: see "
             "`docferry deadletters list`."
+        )
+    if checked.resumed and checked.started_at is not None:
+        began = checked.started_at.astimezone(UTC)
+        lines.append(
+            f"  begun {began:%Y-%m-%d %H:%M} UTC, interrupted and gone on with: a part was compared back then."
         )
     if counts.in_motion:
         lines.append(f"  {counts.in_motion:,} keys were in motion: their items changed at every look, so they arrive.")

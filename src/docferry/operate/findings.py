@@ -96,6 +96,17 @@ class Counts:
         """Counted by kind of difference."""
         return Counter({kind: getattr(self, kind.value) for kind in DIFFERENCES})
 
+    @property
+    def noted(self) -> Counter[str]:
+        """How many findings there are, by kind, those of refused rows too."""
+        return Counter({kind.value: count for kind in Kind if (count := getattr(self, kind.value, 0))})
+
+    def add_lost(self, counted: Counts, read: Counts) -> None:
+        """Those that were counted and could not be read back are left as they were."""
+        for name in (*(kind.value for kind in DIFFERENCES), "unlettered"):
+            lost = getattr(counted, name) - getattr(read, name)
+            setattr(self, name, getattr(self, name) + max(lost, 0))
+
     def note(self, finding: Finding) -> None:
         """Count one."""
         setattr(self, finding.kind.value, getattr(self, finding.kind.value) + 1)
@@ -137,6 +148,21 @@ class Findings:
         """Forget what was written behind `size` bytes."""
         self._file.truncate(size)
         self._file.seek(0, 2)
+
+    def counted(self, size: int) -> dict[str, Counter[str]]:
+        """How many of each kind the first `size` bytes hold, by table; under "" what is no finding."""
+        found: dict[str, Counter[str]] = {}
+        self._file.flush()
+        self._file.seek(0)
+        while self._file.tell() < size:
+            try:
+                document = json.loads(self._file.readline())
+                table, kind = str(document["table"]), str(document["kind"])
+            except (ValueError, KeyError, TypeError):
+                table, kind = "", ""
+            found.setdefault(table, Counter())[kind] += 1
+        self._file.seek(0, 2)
+        return found
 
     def add(self, mirror: Mirror, finding: Finding) -> None:
         """Write one down."""

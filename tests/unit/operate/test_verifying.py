@@ -217,8 +217,10 @@ class World:
 
     # What is remembered of verifications.
 
-    def start(self, table: str, run: str, epoch: int, position: int, output: str | None) -> VerificationRecord:
-        record = VerificationRecord(len(self.kept) + 1, table, run, epoch, position, output=output)
+    def start(
+        self, table: str, run: str, epoch: int, position: int, output: str | None, grounds: str
+    ) -> VerificationRecord:
+        record = VerificationRecord(len(self.kept) + 1, table, run, epoch, position, output=output, grounds=grounds)
         self.kept.insert(0, record)
         return record
 
@@ -318,7 +320,7 @@ class TestReconciling:
     def test_one_that_goes_on_counts_once_what_was_unsettled_before(self) -> None:
         world = World(rows={"1": "x"})
         world.write("1", "x")
-        record = world.start(TABLE, "reconcile", 1, 50, None)
+        record = world.start(TABLE, "reconcile", 1, 50, None, world.parts.mirror(world.mirror).grounds())
         world.advance(record, "items", None, {"unsettled": 3, "why": "no worker"}, 0)
         world.reconciler().cycle()
         (record,) = world.kept
