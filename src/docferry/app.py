@@ -29,6 +29,7 @@ from docferry.errors import (
 from docferry.metrics import Metrics
 from docferry.operate.admin import Admin, MirrorPlan
 from docferry.operate.backfill import Backfill, BackfillLimits, Progress
+from docferry.operate.grounds import Grounds
 from docferry.operate.plan import RowReport, examine_rows
 from docferry.operate.standing import Status, StatusSetup
 from docferry.operate.status import gather_status
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = ["App"]
 
+_ANEW = "Give the same command again; it works with what is in force now."
 _ONE_SHOT_ATTEMPTS = 6
 _DAY = 86400.0
 _LOOK_AT_LEAST = 5.0
@@ -405,7 +407,8 @@ class App:
         self.check_target()
         ledger = self._ledger(epoch.number)
         record = ledger.request_backfill(mirror.table, "asked for", anew=anew)
-        backfill = self._backfill(record, self._applier(ledger), ledger, on_progress)
+        grounds = self._grounds(ledger, epoch.number, "this backfill")
+        backfill = self._backfill(record, self._applier(ledger), ledger, on_progress, grounds)
         assert backfill is not None
         backfill.run_or_follow(record)
 
@@ -433,6 +436,8 @@ class App:
         self,
         ledger: PostgresLedger,
         letters: LetterBox | None = None,
+        *,
+        check: Callable[[set[str]], None] = lambda _: None,
         on_truncated: Callable[[Collection, int], None] = lambda *_: None,
         on_new_layout: Callable[[], None] = lambda: None,
     ) -> Applier:
@@ -450,9 +455,13 @@ class App:
             backfill_on_schema_change=self.config.run.on_schema_change == "backfill",
             trusted_age=self._trusted_age if self.by_triggers else None,
             tracer=self.tracer,
+            check=check,
             on_truncated=on_truncated,
             on_new_layout=on_new_layout,
         )
+
+    def _grounds(self, ledger: PostgresLedger, epoch: int, who: str, remedy: str = _ANEW) -> Grounds:
+        return Grounds(ledger, epoch, {plan.mirror.table: plan.fingerprint for plan in self.plans}, who, remedy)
 
     @cached_property
     def _verifications(self) -> PostgresVerifications:
@@ -486,6 +495,7 @@ class App:
         applier: Applier,
         ledger: PostgresLedger,
         on_progress: Callable[[Progress], None],
+        grounds: Grounds,
     ) -> Backfill | None:
         mirror = self.mirrors.get(record.table)
         if mirror is None:
@@ -504,6 +514,7 @@ class App:
             self.retry,
             BackfillLimits(run.backfill_workers, run.backfill_page),
             on_progress=on_progress,
+            check=lambda: grounds.check(record.table),
             on_trouble=lambda error: self.metrics.backfill_failed(record.table, str(error)),
             tracer=self.tracer,
         )

@@ -69,9 +69,10 @@ class Applier:
 
     `reader`, `ledger`: None where the database cannot be reached; what would have to be read is buried. `trusted_age`:
     seconds after which a change is in doubt, because the tombstone that would hold it back may have expired; for
-    captures that keep no order. `on_truncated` is told each collection that was emptied and below which version,
-    `on_new_layout` that a table's columns or types are others than they were.
-    `clock`: seconds since 1970.
+    captures that keep no order. `check` is called ahead of everything, with the tables of changes that have no mirror
+    here; it raises HistoryChanged when they have one since, or the mirrors have other settings. `on_truncated` is told
+    each collection that was emptied and below which version, `on_new_layout` that a table's columns or types are others
+    than they were. `clock`: seconds since 1970.
     """
 
     def __init__(
@@ -86,11 +87,13 @@ class Applier:
         *,
         backfill_on_schema_change: bool = True,
         trusted_age: float | None = None,
+        check: Callable[[set[str]], None] = lambda _: None,
         on_truncated: Callable[[Collection, int], None] = lambda *_: None,
         on_new_layout: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
         tracer: Tracer = NO_TRACES,
     ) -> None:
+        self._check = check
         self._on_truncated = on_truncated
         self._on_new_layout = on_new_layout
         self._mirrors = mirrors
@@ -118,13 +121,11 @@ class Applier:
         Either none of them is a TRUNCATE, or all are. `in_doubt`: nobody knows whether they were committed; the current
         rows tell.
         """
+        self._meet(changes)
         if changes[0].op is Op.TRUNCATE:
             for change in changes:
                 self._truncate(change, in_doubt=in_doubt)
             return []
-        for change in changes:
-            if change.relation not in self._seen:
-                self._notice(change.relation)
         lost: dict[str, tuple[Mirror, Change]] = {}
         pending, refused = coalesce(
             changes, self._mirrors, lambda mirror, change: lost.setdefault(mirror.table, (mirror, change))
@@ -310,6 +311,18 @@ class Applier:
         said = {"table": mirror.table, "version": change.version, "items": removed}
         _log.info("TRUNCATE of %s removed %d items", mirror.table, removed, extra=said)
         self._metrics.count(mirror.table, applied=1)
+
+    def _meet(self, changes: Sequence[Change]) -> None:
+        """Whether they are ours to apply, by the settings in force; and relations not seen before. A table without a
+        mirror is never taken for seen: it may get one."""
+        strangers: set[str] = set()
+        for change in changes:
+            if change.relation not in self._seen:
+                if mirror_of(change.relation, self._mirrors) is None:
+                    strangers.add(change.relation.table)
+                elif change.op is not Op.TRUNCATE:
+                    self._notice(change.relation)
+        self._persist(lambda: self._check(strangers), "asking which settings are in force")
 
     def _notice(self, relation: Relation) -> None:
         """A relation not seen before: older items may hold columns that rows lost, or lack new ones."""

@@ -12,6 +12,7 @@ from docferry.app import App
 from docferry.applier import Applier, LetterBox
 from docferry.captures import make_capture
 from docferry.operate.drain import Drained, Telling, UntilEmpty, backfills_due, look_for_changed_columns
+from docferry.operate.grounds import Lease
 from docferry.operate.receive import Receipt, Receiver
 from docferry.pipeline import Pipeline, PipelineLimits
 from docferry.specify import EventMirrors
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FunctionApp"]
 
+_DEPLOY = "Deploy the function with the configuration that `docferry apply` was run with."
 _STOP_GRACE = 3.0
 # Seconds for looking at the columns of all tables, and what has to be left for the rest of an invocation.
 _LOOKING, _REST = 10.0, 2.0
@@ -74,7 +76,8 @@ class FunctionApp(App):
         epoch = self.admin().check_applied()
         run = self.config.run
         ledger = self._ledger(epoch.number)
-        applier = self._applier(ledger, letters)
+        grounds = self._grounds(ledger, epoch.number, "this function", _DEPLOY)
+        applier = self._applier(ledger, letters, check=Lease(grounds).check)
         pipeline = Pipeline(
             UntilEmpty(make_capture(self.config, self.dsn, epoch), stopping),
             Telling(applier, self.mirrors, tell),

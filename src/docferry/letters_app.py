@@ -36,7 +36,7 @@ class LettersApp(App):
         from docferry.capture.builtin_types import builtin_type
 
         try:
-            self.admin().check_applied()
+            epoch = self.admin().check_applied().number
             self._remember_attributes(self.ledger)
         except SourceUnavailable:
             if self.config.dead_letters.queue is None:
@@ -55,4 +55,7 @@ class LettersApp(App):
         reader = self.reader("replay")
         self._open.append(reader)
         gate = self._gate() if self.by_triggers else None
-        return Replay(self.mirrors, reader, self.target, self.dead_letters, self.ledger, rate, gate=gate)
+        grounds = self._grounds(self.ledger, epoch, "this replay")
+        return Replay(
+            self.mirrors, reader, self.target, self.dead_letters, self.ledger, rate, gate=gate, check=grounds.check
+        )

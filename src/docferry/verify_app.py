@@ -12,6 +12,7 @@ from docferry.app import App
 from docferry.captures import make_tracer
 from docferry.errors import HistoryChanged
 from docferry.operate.admin import EpochRecord
+from docferry.operate.grounds import Grounds
 from docferry.operate.passing import Watermark
 from docferry.operate.trace import RowTracing
 from docferry.operate.verification import Verification
@@ -44,10 +45,11 @@ class VerifyApp(App):
         epoch = self.admin().check_applied().number
         self.check_target()
         ledger = self._ledger(epoch)
+        grounds = self._grounds(ledger, epoch, "this comparison")
         self._remember_attributes(ledger)
         run = self.config.run
         limits = VerifyLimits(run.backfill_workers, run.backfill_page)
-        parts = self._verifying(ledger, epoch, limits, Watermark(self.setup), self.retry.stop)
+        parts = self._verifying(ledger, grounds, limits, Watermark(self.setup), self.retry.stop)
         parts.patience, parts.on_progress = patience, on_progress
         try:
             with Verification(
@@ -93,7 +95,12 @@ class VerifyApp(App):
         )
 
     def _verifying(
-        self, ledger: PostgresLedger, epoch: int, limits: VerifyLimits, watermark: Watermark, stop: threading.Event
+        self,
+        ledger: PostgresLedger,
+        grounds: Grounds,
+        limits: VerifyLimits,
+        watermark: Watermark,
+        stop: threading.Event,
     ) -> Verifying:
         return Verifying(
             self.target,
@@ -101,7 +108,7 @@ class VerifyApp(App):
             self._verifications,
             self._verifications,
             watermark,
-            epoch,
+            grounds,
             lambda mirror: self.reader("verify", mirror),
             # Whoever looks into a queue hides it from others for a while: only where most are in it.
             self.dead_letters if self.looks > 1 else self._dead_letters_in_source,

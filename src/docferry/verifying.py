@@ -11,6 +11,7 @@ from docferry.deadletter.contract import DeadLetters
 from docferry.document.mirror import Mirror
 from docferry.operate.admin import AdminLedger
 from docferry.operate.findings import Finding
+from docferry.operate.grounds import Grounds, table_needed
 from docferry.operate.passing import Passing, Watermark
 from docferry.operate.repair import Repair
 from docferry.operate.settle import Settler
@@ -27,14 +28,14 @@ LOOKS_WITHOUT_ORDER = 6
 @dataclass
 class Verifying:
     """`tables` opens a reader of a mirror's table, `by_key` reads rows by key for everybody. `letters`: where it is
-    looked up whether a key has one; `bury`: where new ones go. `ledger`: with the epoch in force."""
+    looked up whether a key has one; `bury`: where new ones go. `ledger`: with the epoch of the grounds."""
 
     target: Target
     ledger: AdminLedger
     gate: CommitGate
     verifications: Verifications
     watermark: Watermark
-    epoch: int
+    grounds: Grounds
     tables: Callable[[Mirror], TableAccess]
     letters: DeadLetters
     bury: DeadLetters
@@ -60,7 +61,7 @@ class Verifying:
                 self.target,
                 settler,
                 self.watermark,
-                self.epoch,
+                self.grounds.epoch,
                 self.limits,
                 stop=self.stop,
                 on_finding=on_finding,
@@ -76,12 +77,17 @@ class Verifying:
                 self.ledger,
                 settler,
                 self.watermark,
-                epoch=self.epoch,
+                grounds=self.grounds,
                 bury=self.bury.add,
                 stop=self.stop,
             )
 
-        return VerifiedMirror(mirror, verifier, repair)
+        def grounds() -> str:
+            self.grounds.check(mirror.table)
+            with table_needed(mirror, reader):
+                return self.grounds.of(mirror.table, reader.layout(mirror.table))
+
+        return VerifiedMirror(mirror, grounds, verifier, repair)
 
     def settler(self, mirror: Mirror, reader: TableAccess) -> Settler:
         """What settles a mirror's suspects."""
@@ -92,7 +98,7 @@ class Verifying:
             self.ledger,
             self.gate,
             Passing(self.watermark, self.patience, self.stop, lambda: self._held_up(mirror, reader)),
-            epoch=self.epoch,
+            grounds=self.grounds,
             letters=lambda texts: self._lettered(mirror, texts),
             stop=self.stop,
             looks=self.looks,

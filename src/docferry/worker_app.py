@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING
 from docferry import __version__
 from docferry.applier import Applier
 from docferry.capture.contract import BackfillRecord
-from docferry.capture.history import history_error
 from docferry.captures import make_capture
 from docferry.config import Config, ListenAddress
-from docferry.errors import HistoryChanged
-from docferry.operate.admin import EpochRecord
 from docferry.operate.backfill import Backfill, Progress
+from docferry.operate.grounds import Grounds, Lease
 from docferry.operate.health import Health, HealthLimits
 from docferry.operate.passing import Watermark
 from docferry.operate.reconcile import Reconciler
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WorkerApp"]
 
+_AGAIN = "Start `docferry run` again; it reads the configuration anew and loses nothing."
 _LOOK_AT_LEAST = 5.0
 
 
@@ -54,7 +53,14 @@ class WorkerApp(VerifyApp):
         # A standby that is away must not make it look dead, nor keep it from stopping.
         ledger = self._ledger(epoch.number, local=True)
         sweeper = Sweeper(self.target, ledger, grace=_grace())
-        applier = self._applier(ledger, on_truncated=sweeper.note_floor, on_new_layout=capture.look_afresh)
+        grounds = self._grounds(ledger, epoch.number, "this worker", _AGAIN)
+        grounds.check_all()
+        applier = self._applier(
+            ledger,
+            check=Lease(grounds).check,
+            on_truncated=sweeper.note_floor,
+            on_new_layout=capture.look_afresh,
+        )
         pipeline = Pipeline(
             capture,
             applier,
@@ -68,10 +74,15 @@ class WorkerApp(VerifyApp):
             tracer=self.tracer,
         )
         health = self._health(pipeline)
+
+        def check() -> None:
+            grounds.check_all()
+            admin.check_going_on(epoch)
+
         worker = Worker(
             pipeline,
             applier,
-            lambda record: self._due_backfill(record, applier, ledger, epoch),
+            lambda record: self._due_backfill(record, applier, ledger, grounds),
             sweeper,
             ledger,
             self.metrics,
@@ -83,29 +94,29 @@ class WorkerApp(VerifyApp):
             ),
             only_one=ledger.working,
             stopping=self.stopping,
-            check=lambda: admin.check_going_on(epoch),
-            reconciler=self._reconciler(ledger, epoch.number, pipeline),
+            check=check,
+            reconciler=self._reconciler(ledger, grounds, pipeline),
             health=health,
         )
         if self._listener is not None:
             self._listener.show(health, self._metrics_page(worker, health, pipeline, sweeper))
         return worker
 
-    def _reconciler(self, ledger: PostgresLedger, epoch: int, pipeline: Pipeline) -> Reconciler | None:
+    def _reconciler(self, ledger: PostgresLedger, grounds: Grounds, pipeline: Pipeline) -> Reconciler | None:
         run = self.config.run
         if run.reconcile == "off":
             return None
         # Of several workers that drain one outbox, none knows alone how far all are.
         watermark = Watermark(self.setup, None if self.by_triggers else lambda: pipeline.watermark)
         limits = VerifyLimits(1, min(run.backfill_page, max(int(run.reconcile_rate), 1)), rate=run.reconcile_rate)
-        parts = self._verifying(ledger, epoch, limits, watermark, self.stopping)
+        parts = self._verifying(ledger, grounds, limits, watermark, self.stopping)
         self._open.append(parts)
         return Reconciler(
             [parts.mirror(mirror) for mirror in self.mirrors.values()],
             self._verifications,
             watermark,
             self.metrics,
-            epoch,
+            grounds.epoch,
             mending=run.reconcile == "repair",
         )
 
@@ -120,24 +131,14 @@ class WorkerApp(VerifyApp):
         return self._listener.address
 
     def _due_backfill(
-        self, record: BackfillRecord, applier: Applier, ledger: PostgresLedger, epoch: EpochRecord
+        self, record: BackfillRecord, applier: Applier, ledger: PostgresLedger, grounds: Grounds
     ) -> Backfill | None:
-        """A backfill for the worker. Raises HistoryChanged when `apply` has changed the mirror or begun an epoch since
-        the worker began: it would write items of the old settings or versions and call them done."""
-        if (outdated := history_error(epoch, (epoch.system_identifier, epoch.timeline), ledger.epoch())) is not None:
-            raise outdated
-        plan = next((plan for plan in self.plans if plan.mirror.table == record.table), None)
-        known = ledger.mirrors().get(record.table)
-        if plan is not None and known is not None and known.fingerprint != plan.fingerprint:
-            raise HistoryChanged(
-                f"the settings of the mirror of {record.table} were changed by `docferry apply` while this worker ran",
-                remedy="Start `docferry run` again; it reads the configuration anew and loses nothing.",
-            )
+        """A backfill for the worker, None for a table that it does not mirror."""
 
         def progress(told: Progress) -> None:
             self.metrics.backfilled(told.table, told.rows, told.total, done=told.done)
 
-        return self._backfill(record, applier, ledger, progress)
+        return self._backfill(record, applier, ledger, progress, grounds)
 
     def _health(self, pipeline: Pipeline) -> Health:
         from docferry.deadletter.postgres import PostgresDeadLetters

@@ -14,10 +14,13 @@ from typing import Any
 import psycopg
 import pytest
 
+from docferry.capture.contract import BackfillState
+from docferry.cli.verify_show import document, found_lines
 from docferry.config import RunConfig
 from docferry.config.model import ItemKeyAttribute
 from docferry.document.model import Collection, Key
 from docferry.errors import ConfigError, Interrupted, SourceRefused, TableGone
+from docferry.operate.backfill import Progress
 from docferry.operate.settle import Settler
 from docferry.operate.verification import Checked, Verification
 from docferry.operate.verify import VerifyProgress
@@ -307,6 +310,170 @@ def test_an_interrupted_run_goes_on(ferry: Ferry, tmp_path: Path, monkeypatch: p
         seen.clear()
         assert found(verified(ferry, anew=anew, on_progress=seen.append)) == SPOILT
         assert seen[0].done <= 14
+
+
+def interrupted(ferry: Ferry, monkeypatch: pytest.MonkeyPatch, at: int = 42, **settings: Any) -> None:
+    """A run that is stopped among the rows."""
+    monkeypatch.setattr("docferry.operate.verify._SAVE_SECONDS", 0.0)
+
+    def interrupt(progress: VerifyProgress) -> None:
+        if progress.done >= at:
+            raise Interrupted("stopped")
+
+    with pytest.raises(Interrupted), verifying(ferry, on_progress=interrupt, **settings) as verification:
+        verification.run()
+
+
+def test_a_run_does_not_go_on_in_another_collection(ferry: Ferry, monkeypatch: pytest.MonkeyPatch) -> None:
+    some_orders(ferry)
+    interrupted(ferry, monkeypatch)
+    ferry.mirrors[0] = replace(ferry.mirrors[0], collection="orders_v2")
+    ferry.apply()
+    ferry.failure()
+    ferry.start()
+    ferry.wait()
+    hand = Hand(ferry, "orders_v2")
+    hand.remove(2)
+    hand.remove(3)
+    assert found(verified(ferry)) == {"missing": 2}
+
+
+def some_words(ferry: Ferry) -> None:
+    """No two collations of the embedded server differ in their order, so it is their change that is looked for."""
+    ferry.run = RunConfig(backfill_page=8, backfill_workers=1, stop_grace=10.0)
+    ferry.execute(
+        'CREATE TABLE words (id text COLLATE "POSIX" PRIMARY KEY, n int)',
+        "INSERT INTO words SELECT 'word ' || n, n FROM generate_series(1, 100) n",
+    )
+    ferry.mirror("public.words")
+    ferry.apply()
+
+
+def populated_again(ferry: Ferry) -> bool:
+    return [(one.reason, one.state) for one in ferry.backfills()] == [("schema change", BackfillState.DONE)]
+
+
+def test_a_run_does_not_go_on_in_another_order(ferry: Ferry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page ends at one key, and what follows it under another collation is not what was left to compare."""
+    ferry.only_replication()  # the type of a column that a trigger names cannot be altered
+    some_words(ferry)
+    ferry.start()
+    ferry.wait()
+    interrupted(ferry, monkeypatch)
+    ferry.execute('ALTER TABLE words ALTER id TYPE text COLLATE "C"')
+    until(lambda: populated_again(ferry), "the change is noticed")
+    checked = verified(ferry)
+    assert (checked.resumed, checked.clean, checked.counts.rows) == (False, True, 100)
+
+
+def test_a_population_does_not_go_on_in_another_order(ferry: Ferry) -> None:
+    ferry.only_replication()
+    some_words(ferry)
+    with ferry.app() as app:
+
+        def stop(progress: Progress) -> None:
+            if progress.rows >= 63:
+                app.retry.stop.set()
+
+        with pytest.raises(Interrupted):
+            app.backfill("public.words", anew=False, on_progress=stop)
+    ferry.execute('ALTER TABLE words ALTER id TYPE text COLLATE "C"')
+    ferry.start()
+    until(lambda: populated_again(ferry), "the change is noticed")
+    assert [one.rows_done for one in ferry.backfills()] == [100]
+    ferry.assert_same("public.words")
+
+
+def test_only_a_collation_of_its_own_shows_in_a_column(ferry: Ferry) -> None:
+    """Or every table would look changed to the docferry that began to look at collations."""
+    ferry.execute("CREATE TABLE words (id int, word text, name name)")
+    with ferry.app() as app:
+        reader = app.reader("plan")
+        before = reader.layout("public.words")
+        ferry.execute('ALTER TABLE words ALTER word TYPE text COLLATE "C"')
+        assert reader.layout("public.words") != before
+        ferry.execute('ALTER TABLE words ALTER word TYPE text COLLATE "default"')
+        assert reader.layout("public.words") == before
+        reader.close()
+    described = "column 1 id 23 -1 \ncolumn 2 word 25 -1 \ncolumn 3 name 19 -1 "
+    assert ferry.query("SELECT md5(%s)", described) == [(before,)]
+
+
+def test_a_run_of_long_ago_is_not_gone_on_with(ferry: Ferry, monkeypatch: pytest.MonkeyPatch) -> None:
+    hand = some_orders(ferry)
+    interrupted(ferry, monkeypatch)
+    ferry.execute("UPDATE docferry.verifications SET started_at = now() - interval '23 hours'")
+    checked = verified(ferry)
+    assert (checked.resumed, checked.clean) == (True, True)
+    assert any("gone on with" in line for line in found_lines(checked, [], 20))
+    assert document(checked, [])["resumed"] is True
+    interrupted(ferry, monkeypatch)
+    ferry.execute("UPDATE docferry.verifications SET started_at = now() - interval '25 hours'")
+    hand.remove(2)
+    checked = verified(ferry)
+    assert (checked.resumed, found(checked)) == (False, {"missing": 1})
+    assert not any("gone on with" in line for line in found_lines(checked, [], 20))
+
+
+def some_tables(ferry: Ferry) -> None:
+    ferry.run = RunConfig(backfill_page=7, backfill_workers=3, stop_grace=10.0)
+    for table in "abc":
+        ferry.execute(
+            f"CREATE TABLE {table} (id int PRIMARY KEY, note text)",
+            f"INSERT INTO {table} SELECT n, 'note ' || n FROM generate_series(1, 30) n",
+        )
+    ferry.begin("public.a", "public.b", "public.c")
+
+
+def test_findings_of_another_run_are_not_taken_for_those_of_an_interrupted_one(ferry: Ferry, tmp_path: Path) -> None:
+    some_tables(ferry)
+    Hand(ferry, "a").remove(2)
+    for id_ in (1, 2, 3):
+        Hand(ferry, "c").remove(id_)
+    output = tmp_path / "findings.jsonl"
+
+    def interrupt(progress: VerifyProgress) -> None:
+        if progress.table == "public.b":
+            raise Interrupted("stopped")
+
+    with pytest.raises(Interrupted), verifying(ferry, output=output, on_progress=interrupt) as verification:
+        verification.run()
+    with verifying(ferry, table="c", output=output) as verification:
+        assert [found(one) for one in verification.run()] == [{"missing": 3}]
+    with verifying(ferry, output=output) as verification:
+        checked = verification.run()
+        assert [found(one) for one in checked] == [{"missing": 1}, {}, {"missing": 3}]
+        verification.repair()
+        assert all(one.clean for one in checked)
+    ferry.assert_same("public.a", "public.b", "public.c")
+
+
+def test_a_finding_that_is_gone_is_not_mended(ferry: Ferry, tmp_path: Path) -> None:
+    hand = some_orders(ferry)
+    for id_ in (2, 3):
+        hand.remove(id_)
+    output = tmp_path / "findings.jsonl"
+    with verifying(ferry, output=output) as verification:
+        (checked,) = verification.run()
+        output.write_text(output.read_text().splitlines()[0] + "\n")
+        verification.repair()
+        assert checked.repaired is not None
+        assert (checked.repaired.mended, checked.differences, checked.clean) == (1, 1, False)
+    assert found(verified(ferry)) == {"missing": 1}
+
+
+def test_rows_with_a_dead_letter_take_no_place_from_what_is_shown(ferry: Ferry) -> None:
+    hand = some_orders(ferry)
+    ferry.execute("UPDATE orders SET note = repeat('x', 500000) WHERE id < 6")
+    ferry.wait()
+    hand.remove(50)
+    hand.remove(51)
+    with verifying(ferry, limit=1) as verification:
+        (checked,) = verification.run()
+        lines = found_lines(checked, verification.findings.shown, 1)
+    assert "    id=50" in lines
+    assert any("... and more" in line for line in lines)
+    assert len(verification.findings.shown) == 2
 
 
 @pytest.mark.parametrize(

@@ -131,8 +131,12 @@ class Ledger:
         self._call("ledger.epoch")
         return self._memory.epoch
 
-    def begin_epoch(self, system_identifier: str, timeline: int, capture: str, at_least: int) -> Epoch:
+    def begin_epoch(
+        self, system_identifier: str, timeline: int, capture: str, at_least: int, populate: Mapping[str, str]
+    ) -> Epoch:
         self._call("ledger.begin_epoch")
+        for table, reason in populate.items():
+            self._request(table, reason, anew=True)
         number = max(at_least, self._memory.epoch.number + 1 if self._memory.epoch else 1)
         epoch = self._memory.epoch = Epoch(number, system_identifier, timeline, capture)
         self._call("ledger.begin_epoch done")
@@ -148,12 +152,14 @@ class Ledger:
         self._call("ledger.mirrors")
         return dict(self._memory.mirrors)
 
-    def register_mirror(self, mirror: MirrorRecord) -> None:
+    def register_mirror(self, mirror: MirrorRecord, populate: str | None = None) -> None:
         self._call("ledger.register_mirror")
         known = self._memory.mirrors.get(mirror.table)
         if known is not None:
             mirror = replace(mirror, attributes=mirror.attributes | known.attributes, floor=known.floor)
         self._memory.mirrors[mirror.table] = mirror
+        if populate is not None:
+            self._request(mirror.table, populate, anew=True)
         self._call("ledger.register_mirror done")
 
     def remove_mirror(self, table: str) -> None:
@@ -192,6 +198,11 @@ class Ledger:
 
     def request_backfill(self, table: str, reason: str, *, anew: bool = False) -> BackfillRecord:
         self._call("ledger.request_backfill")
+        record = self._request(table, reason, anew=anew)
+        self._call("ledger.request_backfill done")
+        return record
+
+    def _request(self, table: str, reason: str, *, anew: bool) -> BackfillRecord:
         if anew:
             self._memory.backfills = [
                 one for one in self._memory.backfills if one.table != table or one.state is BackfillState.DONE
@@ -200,7 +211,6 @@ class Ledger:
         if not found:
             found = [BackfillRecord(self._memory.number(), table, BackfillState.REQUESTED, reason)]
             self._memory.backfills += found
-        self._call("ledger.request_backfill done")
         return found[0]
 
     def start_backfill(self, backfill: BackfillRecord, version: int, rows_estimate: int) -> BackfillRecord:
@@ -415,9 +425,11 @@ class Verifications:
         self._scheduler = scheduler
         self._call = call
 
-    def start(self, table: str, run: str, epoch: int, position: int, output: str | None) -> VerificationRecord:
+    def start(
+        self, table: str, run: str, epoch: int, position: int, output: str | None, grounds: str
+    ) -> VerificationRecord:
         self._call("verifications.start")
-        record = VerificationRecord(self._memory.number(), table, run, epoch, position, output=output)
+        record = VerificationRecord(self._memory.number(), table, run, epoch, position, output=output, grounds=grounds)
         kept = [one for one in self._memory.verifications if one.table != table or one.finished_at is not None]
         self._memory.verifications = [record, *kept]
         return record

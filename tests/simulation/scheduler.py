@@ -20,7 +20,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, Final, TypeVar
 
 from docferry import applier, pipeline, retry
-from docferry.operate import backfill, passing, reread, sweeper, verify, worker
+from docferry.operate import backfill, grounds, passing, reread, sweeper, verify, worker
 
 __all__ = ["Event", "Killed", "Process", "Scheduler"]
 
@@ -30,6 +30,7 @@ _MODULES: Final[tuple[ModuleType, ...]] = (
     pipeline,
     retry,
     backfill,
+    grounds,
     passing,
     reread,
     sweeper,

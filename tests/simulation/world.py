@@ -28,6 +28,7 @@ from docferry.errors import AlreadyRunning, DocferryError, HistoryChanged, Inter
 from docferry.metrics import Metrics
 from docferry.operate.admin import Admin, MirrorPlan
 from docferry.operate.backfill import Backfill, BackfillLimits
+from docferry.operate.grounds import Grounds, Lease
 from docferry.operate.letters import Selection, replay
 from docferry.operate.passing import Watermark
 from docferry.operate.reconcile import Reconciler
@@ -53,6 +54,7 @@ __all__ = ["World", "simulate"]
 
 MOST_SECONDS: Final = 1000.0
 COLLECTIONS: Final = {table: Collection(table.split(".")[1], (KeyAttribute("id", KeyKind.NUMBER),)) for table in TABLES}
+SETTINGS: Final = "settings"
 _AT_REST: Final = 3.0
 
 
@@ -304,7 +306,7 @@ class World:
 
     def _admin(self, running: Running) -> Admin:
         plans = [
-            MirrorPlan(mirror, relation_of(table), "settings", "as ever") for table, mirror in self._mirrors().items()
+            MirrorPlan(mirror, relation_of(table), SETTINGS, "as ever") for table, mirror in self._mirrors().items()
         ]
         setup = Setup(running.outside, self.source, self.checks.begins)
         target = Target(running.outside, self.store, self.checks)
@@ -315,6 +317,10 @@ class World:
         ledger = Ledger(self.memory, self.source, self.scheduler, running.process, outside.call, epoch=epoch)
         ledger.stop = outside.stop
         return ledger
+
+    @staticmethod
+    def _grounds(ledger: Ledger, epoch: int) -> Grounds:
+        return Grounds(ledger, epoch, dict.fromkeys(COLLECTIONS, SETTINGS), "this process", "Begin again.")
 
     def _letters(self, running: Running) -> DeadLetters:
         return Letters(self.memory, self.source, self.scheduler, running.outside.call, self.checks.removed)
@@ -329,6 +335,7 @@ class World:
         target: Target,
         ledger: Ledger,
         mirrors: Mapping[str, Mirror],
+        grounds: Grounds,
         on_truncated: Callable[[Collection, int], None] = lambda *_: None,
     ) -> Applier:
         registered = ledger.mirrors()
@@ -336,7 +343,8 @@ class World:
             mirror.remember_attributes(registered[table].attributes)
         rows = cast("RowReader", Rows(running.outside, self.source))
         letters, retry = self._letters(running), running.outside.retry
-        return Applier(mirrors, rows, target, letters, ledger, Metrics(), retry, on_truncated=on_truncated)
+        check = Lease(grounds).check
+        return Applier(mirrors, rows, target, letters, ledger, Metrics(), retry, check=check, on_truncated=on_truncated)
 
     def _work(self, running: Running) -> None:
         weather, outside = self.weather, running.outside
@@ -346,7 +354,8 @@ class World:
         target = Target(outside, self.store, self.checks)
         ledger = self._ledger(running, epoch.number)
         sweeper = self.sweeper = Sweeper(target, ledger, grace=GRACE)
-        applier = self._applier(running, target, ledger, mirrors, sweeper.note_floor)
+        grounds = self._grounds(ledger, epoch.number)
+        applier = self._applier(running, target, ledger, mirrors, grounds, sweeper.note_floor)
         pipeline = Pipeline(
             cast("Capture", Stream(outside, self.source, self.checks, cast("Any", epoch))),
             applier,
@@ -357,7 +366,7 @@ class World:
         )
 
         def backfill_of(record: BackfillRecord) -> Backfill:
-            return self._backfill(running, mirrors[record.table], applier, target, ledger)
+            return self._backfill(running, mirrors[record.table], applier, target, ledger, grounds)
 
         Worker(
             pipeline,
@@ -371,25 +380,25 @@ class World:
             only_one=ledger.working,
             stopping=cast("Any", running.stopping),
             check=admin.check_captured,
-            reconciler=self._reconciler(running, epoch.number, target, ledger, mirrors),
+            reconciler=self._reconciler(running, grounds, target, ledger, mirrors),
         ).run()
 
     def _reconciler(
-        self, running: Running, epoch: int, target: Target, ledger: Ledger, mirrors: Mapping[str, Mirror]
+        self, running: Running, grounds: Grounds, target: Target, ledger: Ledger, mirrors: Mapping[str, Mirror]
     ) -> Reconciler | None:
         if not self.weather.reconciles:
             return None
-        verifying = self._verifying(running, epoch, target, ledger)
+        verifying = self._verifying(running, grounds, target, ledger)
         return Reconciler(
             [verifying.mirror(mirror) for mirror in mirrors.values()],
             verifying.verifications,
             verifying.watermark,
             Metrics(),
-            epoch,
+            grounds.epoch,
             mending=bool(self.weather.repairs),
         )
 
-    def _verifying(self, running: Running, epoch: int, target: Target, ledger: Ledger) -> Verifying:
+    def _verifying(self, running: Running, grounds: Grounds, target: Target, ledger: Ledger) -> Verifying:
         outside = running.outside
         verifications = Verifications(self.memory, self.source, self.scheduler, outside.call)
         letters = self._letters(running)
@@ -399,7 +408,7 @@ class World:
             verifications,
             verifications,
             Watermark(cast("CaptureSetup", Setup(outside, self.source, self.checks.begins))),
-            epoch,
+            grounds,
             lambda mirror: cast("TableAccess", Table(outside, self.source, mirror.table)),
             letters,
             letters,
@@ -412,7 +421,7 @@ class World:
         epoch = self._admin(running).check_applied()
         target = Target(running.outside, self.store, self.checks)
         ledger = self._ledger(running, epoch.number)
-        verifying = self._verifying(running, epoch.number, target, ledger)
+        verifying = self._verifying(running, self._grounds(ledger, epoch.number), target, ledger)
         parts = [verifying.mirror(mirror) for mirror in self._mirrors().values()]
         given = verifying.verifications, verifying.watermark, epoch.number
         with Verification(parts, *given, output=None, limit=20, anew=True) as verification:
@@ -424,7 +433,9 @@ class World:
                 left = [(one.mirror.table, one.left.as_dict()) for one in verification.checked if not one.clean]
                 running.outside.say(f"repaired, left: {left}")
 
-    def _backfill(self, running: Running, mirror: Mirror, applier: Applier, target: Target, ledger: Ledger) -> Backfill:
+    def _backfill(
+        self, running: Running, mirror: Mirror, applier: Applier, target: Target, ledger: Ledger, grounds: Grounds
+    ) -> Backfill:
         return Backfill(
             mirror,
             lambda: cast("PageReader", Pages(running.outside, self.source, mirror.table)),
@@ -433,6 +444,7 @@ class World:
             ledger,
             running.outside.retry,
             BackfillLimits(workers=min(self.weather.workers, 2), page_rows=self.weather.page),
+            check=lambda: grounds.check(mirror.table),
         )
 
     def _backfill_table(self, running: Running) -> None:
@@ -442,14 +454,17 @@ class World:
         target = Target(running.outside, self.store, self.checks)
         ledger = self._ledger(running, epoch.number)
         record = ledger.request_backfill(mirror.table, "asked for", anew=self.random.random() < 0.5)
-        applier = self._applier(running, target, ledger, mirrors)
-        self._backfill(running, mirror, applier, target, ledger).run_or_follow(record)
+        grounds = self._grounds(ledger, epoch.number)
+        applier = self._applier(running, target, ledger, mirrors, grounds)
+        self._backfill(running, mirror, applier, target, ledger, grounds).run_or_follow(record)
 
     def _replay(self, running: Running) -> None:
-        self._admin(running).check_applied()
+        epoch = self._admin(running).check_applied().number
         target = Target(running.outside, self.store, self.checks)
         rows = cast("RowReader", Rows(running.outside, self.source))
-        replayer = Replay(self._mirrors(), rows, target, self._letters(running), self._ledger(running, 0))
+        ledger = self._ledger(running, 0)
+        check = self._grounds(ledger, epoch).check
+        replayer = Replay(self._mirrors(), rows, target, self._letters(running), ledger, check=check)
         outcomes = replay(replayer, Selection(), dry_run=self.random.random() < 0.1)
         running.outside.say(f"replayed: {outcomes.counts}")
 

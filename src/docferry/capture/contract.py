@@ -275,8 +275,9 @@ class Ledger(Protocol):
     def mirrors(self) -> dict[str, MirrorRecord]:
         """The registered mirrors by table."""
 
-    def register_mirror(self, mirror: MirrorRecord) -> None:
-        """Insert or replace all but attributes (united with those kept) and floor (kept)."""
+    def register_mirror(self, mirror: MirrorRecord, populate: str | None = None) -> None:
+        """Insert or replace all but attributes (united with those kept) and floor (kept). `populate`: why a backfill is
+        requested anew, in the same transaction: whoever sees that request sees the mirror as it is registered here."""
 
     def remove_mirror(self, table: str) -> None:
         """Forget a mirror, its backfills and its dead letters."""
@@ -339,7 +340,8 @@ class VerificationRecord:
     """A verification of a table as the ledger keeps it. `run`: the same of all tables of one. `position`: of its start;
     what was committed before it is what it answers for. `phase`: rows, items or done. `done_key`: rows up to and
     including it have been compared. `counts`: by kind, so far. `output`: the file of its findings, `output_bytes` of
-    which belong to what is counted. `clean`: everything was identical, None before the end."""
+    which belong to what is counted. `clean`: everything was identical, None before the end. `grounds`: a hash of the
+    settings and the layout that it began with."""
 
     id: int
     table: str
@@ -354,13 +356,16 @@ class VerificationRecord:
     clean: bool | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    grounds: str = ""
 
 
 class Verifications(Protocol):
     """What docferry remembers of verifications, in schema `docferry` of the source; committed when a call returns.
     Raises SourceUnavailable, or NotApplied before `docferry apply`."""
 
-    def start(self, table: str, run: str, epoch: int, position: int, output: str | None) -> VerificationRecord:
+    def start(
+        self, table: str, run: str, epoch: int, position: int, output: str | None, grounds: str
+    ) -> VerificationRecord:
         """A new one, in place of an unfinished one."""
 
     def advance(

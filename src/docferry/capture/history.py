@@ -61,8 +61,8 @@ def history_error(epoch: EpochBegin, now: tuple[str, int], in_force: EpochBegin 
 def superseded(
     number: int,
     in_force: EpochBegin | None,
-    who: str = "this comparison",
-    remedy: str = "Give the same command again; it compares with what is in force now.",
+    who: str,
+    remedy: str,
 ) -> HistoryChanged | None:
     """What stops somebody who began in epoch `number`, once `in_force`, the ledger's epoch now, is another."""
     if in_force is None or in_force.number == number:

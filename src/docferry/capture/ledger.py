@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 import psycopg
@@ -113,9 +114,19 @@ class PostgresLedger:
         return Epoch(*row) if row else None
 
     @boundary("ledger.begin_epoch")
-    def begin_epoch(self, system_identifier: str, timeline: int, capture: str, at_least: int = 1) -> Epoch:
-        """The next epoch, numbered `at_least` or more."""
-        (number,) = self._one("begin_epoch", (at_least, system_identifier, timeline, capture))
+    def begin_epoch(
+        self,
+        system_identifier: str,
+        timeline: int,
+        capture: str,
+        at_least: int = 1,
+        populate: Mapping[str, str] = MappingProxyType({}),
+    ) -> Epoch:
+        """See AdminLedger."""
+        with self._lock, translated(), self._open().transaction():
+            (number,) = self._one("begin_epoch", (at_least, system_identifier, timeline, capture))
+            for table, reason in populate.items():
+                self._request_anew(table, reason)
         return Epoch(int(number), system_identifier, timeline, capture)
 
     def captures(self) -> list[str]:
@@ -140,21 +151,24 @@ class PostgresLedger:
         }
 
     @boundary("ledger.register_mirror")
-    def register_mirror(self, mirror: MirrorRecord) -> None:
+    def register_mirror(self, mirror: MirrorRecord, populate: str | None = None) -> None:
         """See contract.Ledger."""
         names, types = _columns(mirror.columns)
-        self._run(
-            "register_mirror",
-            (
-                mirror.table,
-                mirror.collection,
-                mirror.fingerprint,
-                sorted(mirror.attributes),
-                names,
-                types,
-                mirror.layout,
-            ),
-        )
+        with self._lock, translated(), self._open().transaction():
+            self._run(
+                "register_mirror",
+                (
+                    mirror.table,
+                    mirror.collection,
+                    mirror.fingerprint,
+                    sorted(mirror.attributes),
+                    names,
+                    types,
+                    mirror.layout,
+                ),
+            )
+            if populate is not None:
+                self._request_anew(mirror.table, populate)
 
     def remove_mirror(self, table: str) -> None:
         """See contract.Ledger."""
@@ -192,11 +206,16 @@ class PostgresLedger:
         # Both or none: cut off in between, a backfill that is due would be forgotten.
         with self._lock, translated(), self._open().transaction():
             if anew:
-                self._run("restart_backfill", (table,))
-            self._run("request_backfill", (table, reason))
+                self._request_anew(table, reason)
+            else:
+                self._run("request_backfill", (table, reason))
         found = [record for record in self.backfills(unfinished_only=True) if record.table == table]
         # Between the two statements another process may have finished it; then asking again is the answer.
         return found[0] if found else self.request_backfill(table, reason)
+
+    def _request_anew(self, table: str, reason: str) -> None:
+        self._run("restart_backfill", (table,))
+        self._run("request_backfill", (table, reason))
 
     @boundary("ledger.start_backfill")
     def start_backfill(self, backfill: BackfillRecord, version: int, rows_estimate: int) -> BackfillRecord:

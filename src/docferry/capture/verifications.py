@@ -36,9 +36,18 @@ class PostgresVerifications:
 
     # -- contract.Verifications ---------------------------------------------------------------------------------------
 
-    def start(self, table: str, run: str, epoch: int, position: int, output: str | None) -> VerificationRecord:
+    def start(
+        self, table: str, run: str, epoch: int, position: int, output: str | None, grounds: str
+    ) -> VerificationRecord:
         """See the contract."""
-        parameters = {"table": table, "run": run, "epoch": epoch, "position": position, "output": output}
+        parameters = {
+            "table": table,
+            "run": run,
+            "epoch": epoch,
+            "position": position,
+            "output": output,
+            "grounds": grounds,
+        }
         return _record(self._execute("start", parameters)[0])
 
     def advance(

@@ -71,7 +71,8 @@ def command(
     that was stopped with nothing left to do. Rows that cannot be stored are counted apart; they are dead letters.
 
     --repair lists what it would mend and asks; --yes answers. It writes the rows as they are, and removes items without
-    a row, under a version that any later change exceeds. Ctrl-C keeps the progress: the same command goes on.
+    a row, under a version that any later change exceeds. Ctrl-C keeps the progress of a comparison for a
+    day: the same command goes on, unless settings or columns have changed.
 
     \b
     Examples:
@@ -90,9 +91,11 @@ def command(
             table, patience=patience, output=output, limit=limit, anew=anew, on_progress=shown
         ) as verification,
     ):
+        compared = False
         try:
             with shown:
                 checked = verification.run() if sample is None else verification.sample(sample)
+            compared = True
             lines = [line for one in checked for line in found_lines(one, verification.findings.shown, limit)]
             if app.config.source.capture == "lambda":
                 lines.append(_LAMBDA.format(looks=app.looks, patience=patience))
@@ -104,8 +107,12 @@ def command(
         except Interrupted:
             if not app.stopping.is_set():
                 raise
-            session.note("Stopped. What has been compared is remembered: the same command goes on from there.")
-            session.answer(_answer(verification, done=False), "Not everything has been compared yet.")
+            if compared:
+                session.note("Stopped. What is mended is mended; the same command compares anew, and mends the rest.")
+                session.answer(_answer(verification, done=False), "Not everything has been mended yet.")
+            else:
+                session.note("Stopped. What has been compared is remembered: the same command goes on from there.")
+                session.answer(_answer(verification, done=False), "Not everything has been compared yet.")
             return ExitCode.INTERRUPTED
     session.answer(_answer(verification, done=True), "\n".join(lines))
     if any(one.differences for one in checked):

@@ -32,6 +32,7 @@ def document(checked: Checked, shown: Sequence[dict[str, Any]]) -> dict[str, Any
         "sampled": checked.sampled,
         "position": str(checked.position),
         "started_at": checked.started_at,
+        "resumed": checked.resumed,
         **counts.as_dict(),
         "findings": [one for one in shown if one["table"] == checked.mirror.table],
         "repaired": None
@@ -51,9 +52,9 @@ def found_lines(checked: Checked, shown: Sequence[dict[str, Any]], limit: int) -
         parts = [f"{counts.by_kind()[kind]:,} {kind}" for kind in DIFFERENCES if counts.by_kind()[kind]]
         parts += [f"{counts.unlettered:,} refused without a dead letter"] if counts.unlettered else []
         lines = [head + (", ".join(parts) or "no difference as far as could be seen")]
-    ours = [one for one in shown if one["table"] == table]
+    ours = [one for one in shown if one["table"] == table and not _is_lettered(one)]
     for kind in (*DIFFERENCES, Kind.REFUSED):
-        alike = [one for one in ours if one["kind"] == kind and not (kind is Kind.REFUSED and one["dead_letter"])]
+        alike = [one for one in ours if one["kind"] == kind]
         if alike:
             lines.append(f"  {kind}: {_MEANING.get(kind, 'a row that cannot be stored, and no dead letter says so')}")
             lines += [f"    {_key(one)}" for one in alike]
@@ -65,6 +66,11 @@ def found_lines(checked: Checked, shown: Sequence[dict[str, Any]], limit: int) -
         lines.append(
             f"  {counts.refused - counts.unlettered:,} rows cannot be stored and are dead letters: see "
             "`docferry deadletters list`."
+        )
+    if checked.resumed and checked.started_at is not None:
+        began = checked.started_at.astimezone(UTC)
+        lines.append(
+            f"  begun {began:%Y-%m-%d %H:%M} UTC, interrupted and gone on with: a part was compared back then."
         )
     if counts.in_motion:
         lines.append(f"  {counts.in_motion:,} keys were in motion: their items changed at every look, so they arrive.")
@@ -121,6 +127,10 @@ def verified_line(table: str, verified: Verified | None, position: str | None) -
 
 def _counted(counts: Counts | None) -> dict[str, Any] | None:
     return None if counts is None else {**counts.as_dict(), "differences": counts.differences}
+
+
+def _is_lettered(one: dict[str, Any]) -> bool:
+    return bool(one["kind"] == Kind.REFUSED and one["dead_letter"])
 
 
 def _key(one: dict[str, Any]) -> str:

@@ -68,8 +68,11 @@ class AdminLedger(Ledger, Protocol):
     def epoch(self) -> EpochRecord | None:
         """The epoch in force."""
 
-    def begin_epoch(self, system_identifier: str, timeline: int, capture: str, at_least: int) -> EpochRecord:
-        """The next epoch, numbered `at_least` or more."""
+    def begin_epoch(
+        self, system_identifier: str, timeline: int, capture: str, at_least: int, populate: Mapping[str, str]
+    ) -> EpochRecord:
+        """The next epoch, numbered `at_least` or more. `populate`: tables whose backfills are requested anew, and why,
+        in the same transaction."""
 
     def captures(self) -> list[str]:
         """The capture modes of all epochs so far."""
@@ -190,14 +193,13 @@ class Admin:
         epoch = self.ledger.epoch()
         above = self._latest_epoch + 1
         if epoch is None:
-            epoch = self.ledger.begin_epoch(*history, self.capture, above)
+            epoch = self.ledger.begin_epoch(*history, self.capture, above, {})
             did(f"began epoch {epoch.number}")
             return None
         why = self._why_epoch(epoch, history, above)
         if why is None:
             return None
-        self._request_all(registered, why)
-        epoch = self.ledger.begin_epoch(*history, self.capture, above)
+        epoch = self.ledger.begin_epoch(*history, self.capture, above, dict.fromkeys(registered, why))
         did(f"began epoch {epoch.number}: {why}")
         return why
 
@@ -273,20 +275,19 @@ class Admin:
             mirror.table, mirror.collection.name, plan.fingerprint, names, plan.relation.shape, plan.layout
         )
         reason = _reason(record, known, why_all, created=missing)
-        if known is not None and reason is not None:
-            self._request_all([mirror.table], reason)
+        if known is not None and missing:
+            self._request_all([mirror.table], "the collection was missing")
         if self.target.create(mirror.collection):
             did(f"created collection {mirror.collection.name} (key {_key(mirror.collection)})")
         epoch = self.ledger.epoch()
         if self.control is not None and epoch is not None:
             # A late event of an earlier epoch must not bring back a row that was deleted in between.
             self.target.raise_floor(mirror.collection, make_version(epoch.number, 0))
-        self.ledger.register_mirror(record)
+        # The request comes with the settings, not before: a worker that still has the former ones would do it by them.
+        self.ledger.register_mirror(record, populate=reason)
         if known is None:
             did(f"registered mirror {mirror.table} -> {mirror.collection.name}")
         if reason is not None:
-            if known is None:
-                self.ledger.request_backfill(mirror.table, reason)
             did(f"requested a backfill of {mirror.table} ({reason}); `docferry run` does it")
 
     def destroy_steps(self, *, keep_collections: bool) -> list[str]:

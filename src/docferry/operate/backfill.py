@@ -27,12 +27,17 @@ from docferry.retry import Retry
 from docferry.target.contract import Outcome, Target
 from docferry.tracing import NO_TRACES, Tracer
 
-__all__ = ["NEW_COLLECTION", "Backfill", "BackfillLimits", "Progress"]
+__all__ = ["LEASE", "NEW_COLLECTION", "Backfill", "BackfillLimits", "Progress"]
 
 NEW_COLLECTION = "new collection"
 """The reason of a backfill into a collection that `apply` has just created: it cannot hold orphans."""
 
+LEASE = 0.5
+"""Seconds for which a worker may rely on having asked whether its settings are in force. A backfill takes its version
+later than that: what changes behind it is then written by somebody who was told of the settings that it began with."""
+
 _log = logging.getLogger(__name__)
+_LEASE_IS_OVER = LEASE + 0.1
 _T = TypeVar("_T")
 _ORPHANS_AT_ONCE = 100
 _FOLLOW_SECONDS = 0.5
@@ -66,7 +71,8 @@ class _Page:
 
 class Backfill:
     """Runs the backfill of one mirror. `readers` opens a PageReader for the mirror's table. `on_trouble`: is told what
-    throws it back."""
+    throws it back. `check`: raises
+    HistoryChanged when the mirror or the epoch is no longer what it began with."""
 
     def __init__(
         self,
@@ -80,6 +86,7 @@ class Backfill:
         *,
         on_progress: Callable[[Progress], None] = lambda _: None,
         on_trouble: Callable[[DocferryError], None] = lambda _: None,
+        check: Callable[[], None] = lambda: None,
         tracer: Tracer = NO_TRACES,
     ) -> None:
         self._mirror = mirror
@@ -91,6 +98,7 @@ class Backfill:
         self._limits = limits
         self._on_progress = on_progress
         self._on_trouble = on_trouble
+        self._check = check
         self._tracer = tracer
 
     def run(self, record: BackfillRecord) -> bool:
@@ -174,6 +182,10 @@ class Backfill:
         with ExitStack() as stack:
             if not stack.enter_context(self._ledger.backfilling(record.table)):
                 return False
+            # The request may be a newer one, of other settings: ours would write outdated items and call it done.
+            self._check()
+            if record.version is None and record.reason != NEW_COLLECTION and self._retry.stop.wait(_LEASE_IS_OVER):
+                raise Interrupted(f"the backfill of {record.table} was stopped before it began")
             # Tombstones stay while writes of an old version may come (R4).
             still_held = stack.enter_context(self._ledger.old_writes())
             scout = self._readers()

@@ -96,6 +96,17 @@ class Counts:
         """Counted by kind of difference."""
         return Counter({kind: getattr(self, kind.value) for kind in DIFFERENCES})
 
+    @property
+    def noted(self) -> Counter[str]:
+        """How many findings there are, by kind, those of refused rows too."""
+        return Counter({kind.value: count for kind in Kind if (count := getattr(self, kind.value, 0))})
+
+    def add_lost(self, counted: Counts, read: Counts) -> None:
+        """Those that were counted and could not be read back are left as they were."""
+        for name in (*(kind.value for kind in DIFFERENCES), "unlettered"):
+            lost = getattr(counted, name) - getattr(read, name)
+            setattr(self, name, getattr(self, name) + max(lost, 0))
+
     def note(self, finding: Finding) -> None:
         """Count one."""
         setattr(self, finding.kind.value, getattr(self, finding.kind.value) + 1)
@@ -114,7 +125,8 @@ class Counts:
 class Findings:
     """The file of a verification's findings, one JSON object a line, of all its tables. Used by one thread.
 
-    `path`: None for one that goes with the object. `limit`: so many of each table are also kept in memory, to show.
+    `path`: None for one that goes with the object. `limit`: so many of each table, and as many that have a dead letter,
+    are also kept in memory, to show.
     """
 
     def __init__(self, path: Path | None, limit: int) -> None:
@@ -123,7 +135,7 @@ class Findings:
         self._limit = limit
         self.path = path
         self.shown: list[dict[str, Any]] = []
-        self._shown_of: Counter[str] = Counter()
+        self._shown_of: Counter[tuple[str, bool]] = Counter()
         self._file: IO[bytes] = tempfile.TemporaryFile() if path is None else path.open("a+b")  # noqa: SIM115 - `close`
 
     @property
@@ -136,6 +148,21 @@ class Findings:
         """Forget what was written behind `size` bytes."""
         self._file.truncate(size)
         self._file.seek(0, 2)
+
+    def counted(self, size: int) -> dict[str, Counter[str]]:
+        """How many of each kind the first `size` bytes hold, by table; under "" what is no finding."""
+        found: dict[str, Counter[str]] = {}
+        self._file.flush()
+        self._file.seek(0)
+        while self._file.tell() < size:
+            try:
+                document = json.loads(self._file.readline())
+                table, kind = str(document["table"]), str(document["kind"])
+            except (ValueError, KeyError, TypeError):
+                table, kind = "", ""
+            found.setdefault(table, Counter())[kind] += 1
+        self._file.seek(0, 2)
+        return found
 
     def add(self, mirror: Mirror, finding: Finding) -> None:
         """Write one down."""
@@ -160,8 +187,10 @@ class Findings:
         self._file.close()
 
     def _show(self, document: dict[str, Any]) -> None:
-        if self._shown_of[document["table"]] < self._limit:
-            self._shown_of[document["table"]] += 1
+        # Rows in the dead letters' keeping must not take the place of what is not as it should be.
+        which = (document["table"], document["kind"] == Kind.REFUSED and document["dead_letter"])
+        if self._shown_of[which] < self._limit:
+            self._shown_of[which] += 1
             self.shown.append(document)
 
     def _documents(self) -> Iterator[dict[str, Any]]:

@@ -65,7 +65,8 @@ class Passing:
             if passed and not held_up:
                 self._deserted = False
                 return True
-            if active and position > best:
+            # Once the mark is passed, that the worker goes on is no progress of what else has to be done.
+            if active and position > best and (not passed or best <= mark):
                 best, progress = position, now
             if (self._deserted and not active) or now - progress >= self.patience:
                 self._deserted = not active

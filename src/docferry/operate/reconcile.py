@@ -11,7 +11,7 @@ from docferry.metrics import Metrics
 from docferry.operate.findings import Counts, Finding
 from docferry.operate.passing import Watermark
 from docferry.operate.repair import Repair
-from docferry.operate.verification import RECONCILING, VerifiedMirror
+from docferry.operate.verification import RECONCILING, VerifiedMirror, check_grounds
 
 __all__ = ["Reconciler"]
 
@@ -55,7 +55,7 @@ class Reconciler:
                 _log.error("%s cannot be reconciled: %s", one.mirror.table, error)
 
     def _one(self, one: VerifiedMirror) -> None:
-        record = self._begin(one.mirror.table)
+        record = self._begin(one)
         found: list[Finding] = []
         left = Counts.of_dict(record.counts)
         left.unsettled = 0  # those of before are in the other counts, with what the comparison could not settle
@@ -79,6 +79,7 @@ class Reconciler:
         verifier = one.verifier(on_finding, save)
         counts = verifier.run(record.phase, record.done_key, Counts.of_dict(record.counts))
         mend()
+        check_grounds(one, record)
         told = self._told(counts, left)
         clean = not (Counts.of_dict(told).differences or told["unsettled"])
         self._verifications.finish(record, told, clean=clean)
@@ -95,12 +96,13 @@ class Reconciler:
             "why": counts.why or left.why,
         }
 
-    def _begin(self, table: str) -> VerificationRecord:
+    def _begin(self, one: VerifiedMirror) -> VerificationRecord:
+        table, grounds = one.mirror.table, one.grounds()
         for record in self._verifications.records():
-            which = (record.table, record.run, record.epoch, record.finished_at)
-            if which == (table, RECONCILING, self._epoch, None):
+            which = (record.table, record.run, record.epoch, record.grounds, record.finished_at)
+            if which == (table, RECONCILING, self._epoch, grounds, None):
                 return record
-        return self._verifications.start(table, RECONCILING, self._epoch, self._watermark.mark(), None)
+        return self._verifications.start(table, RECONCILING, self._epoch, self._watermark.mark(), None, grounds)
 
     def _note(self, finding: Finding, before: int) -> None:
         if finding.dead_letter and finding.problem:

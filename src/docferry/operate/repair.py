@@ -21,7 +21,7 @@ from docferry.errors import Interrupted, RowRefused
 from docferry.operate.admin import AdminLedger
 from docferry.operate.compare import Expected, Kind, compare, is_made_up
 from docferry.operate.findings import Counts, Finding, Suspect
-from docferry.operate.grounds import check_epoch, table_needed
+from docferry.operate.grounds import Grounds, table_needed
 from docferry.operate.passing import Watermark
 from docferry.operate.settle import Rows, Settler, ceiling_at
 from docferry.target.contract import Outcome, Target
@@ -44,7 +44,7 @@ class Repaired:
 
 
 class Repair:
-    """Repairs one mirror. `ledger`: with the epoch in force. `bury` keeps dead letters."""
+    """Repairs one mirror. `ledger`: with the epoch of the grounds. `bury` keeps dead letters."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Repair:
         settler: Settler,
         watermark: Watermark,
         *,
-        epoch: int,
+        grounds: Grounds,
         bury: Callable[[list[DeadLetter]], None],
         stop: threading.Event,
     ) -> None:
@@ -66,13 +66,13 @@ class Repair:
         self._ledger = ledger
         self._settler = settler
         self._watermark = watermark
-        self._epoch = epoch
+        self._grounds = grounds
         self._bury = bury
         self._stop = stop
 
     def run(self, findings: Iterable[Finding], on_mended: Callable[[int], None] = lambda _: None) -> Repaired:
-        """Mend them, and look at them again. Raises Interrupted, HistoryChanged once another epoch is in force, and
-        what the ends refuse."""
+        """Mend them, and look at them again. Raises Interrupted, HistoryChanged once the grounds are others, and what
+        the ends refuse."""
         repaired = Repaired()
         # From before the first version is taken until the last is written, as with a backfill.
         with table_needed(self._mirror, self._reader), self._ledger.old_writes() as still_held:
@@ -118,8 +118,8 @@ class Repair:
         keyed = [one for one in suspects if one.key is not None]
         read = self._target.read(self._mirror.collection, [one.key for one in keyed if one.key is not None])
         items = dict(zip(keyed, read, strict=True))
-        ceiling = ceiling_at(self._epoch, self._watermark.mark())
-        check_epoch(self._ledger, self._epoch)
+        ceiling = ceiling_at(self._grounds.epoch, self._watermark.mark())
+        self._grounds.check(self._mirror.table)
         plain: list[Write] = []
         letters: list[DeadLetter] = []
         for one in suspects:

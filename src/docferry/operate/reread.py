@@ -35,7 +35,8 @@ class Replay:
     `decode`: reads an event. `specify`: the mirror of a table by an event's description of it, None when it is not
     configured; for tables that are not in `mirrors`, which takes the source. `event_lifetime`: seconds after which an
     event is not applied unread, because a newer delete's tombstone may have expired (R4). `gate`: says whether the
-    transaction of an event was committed; without one it counts as such.
+    transaction of an event was committed; without one it counts as such. `check`: raises HistoryChanged when the mirror
+    of a table is no longer what it was; asked before anything is written.
     """
 
     mirrors: Mapping[str, Mirror]
@@ -49,6 +50,7 @@ class Replay:
     specify: Callable[[str, Mapping[str, Any]], Mirror | None] | None = None
     event_lifetime: float = 7 * 86400.0
     gate: TransactionGate | None = None
+    check: Callable[[str], None] = field(default=lambda _: None)
     _ended: dict[int, TransactionState] = field(default_factory=dict, init=False, repr=False)
     _looking: bool = field(default=False, init=False, repr=False)
 
@@ -71,6 +73,8 @@ class Replay:
                 if isinstance(mirror, str):  # the outcome of all
                     self._note([ReplayResult(stored, mirror) for stored in group], results)
                     continue
+                if not dry_run:
+                    self.check(mirror.table)  # a TRUNCATE writes, too
                 judged, done = self._judged(group)
                 truncated, floor = replay_truncates(
                     mirror, judged, self._state, self.target, self.ledger, self._floor(mirror), dry_run=dry_run
@@ -233,6 +237,8 @@ class Replay:
         if dry_run:
             answers = [Result(Outcome.APPLIED, self.target.check(write)) for _, write in todo]
         else:
+            if todo:
+                self.check(mirror.table)
             with failpoint("replay.write"):
                 answers = self.target.write([write for _, write in todo]) if todo else []
         for (aim, write), answer in zip(todo, answers, strict=True):

@@ -30,7 +30,7 @@ from docferry.errors import Interrupted, RowRefused
 from docferry.operate.admin import AdminLedger
 from docferry.operate.compare import Kind, Wanted, judge, wanted_of
 from docferry.operate.findings import Finding, Suspect
-from docferry.operate.grounds import check_epoch
+from docferry.operate.grounds import Grounds
 from docferry.operate.passing import Passing
 from docferry.target.contract import Item, Target
 
@@ -108,8 +108,9 @@ class _Seen:
 
 
 class Settler:
-    """Settles the suspects of one mirror. `epoch`: in force. `letters`: which of these keys have a dead letter.
-    `looks`: how often, over the patience, items are looked at where nobody knows what is on its way (mode lambda)."""
+    """Settles the suspects of one mirror. `grounds`: which must be in force. `letters`: which of these keys have a dead
+    letter. `looks`: how often, over the patience, items are looked at where nobody knows what is on its way (mode
+    lambda)."""
 
     def __init__(
         self,
@@ -120,7 +121,7 @@ class Settler:
         gate: CommitGate,
         passing: Passing,
         *,
-        epoch: int,
+        grounds: Grounds,
         letters: Callable[[Collection[KeyTexts]], set[KeyTexts]],
         stop: threading.Event,
         looks: int = 1,
@@ -132,15 +133,15 @@ class Settler:
         self._ledger = ledger
         self._gate = gate
         self._passing = passing
-        self._epoch = epoch
+        self._grounds = grounds
         self._letters = letters
         self._stop = stop
         self._looks = looks
         self._rounds = rounds
 
     def settle(self, suspects: Sequence[Suspect]) -> Settled:
-        """Look again until everything is settled, or cannot be. Raises Interrupted, HistoryChanged once another epoch
-        is in force, and what the ends refuse."""
+        """Look again until everything is settled, or cannot be. Raises Interrupted, HistoryChanged once the
+        grounds are others, and what the ends refuse."""
         left = list(dict.fromkeys(suspects))
         findings: list[Finding] = []
         for turn in range(self._rounds):
@@ -171,7 +172,7 @@ class Settler:
             # What was read while the table was being populated may have gone before the population came to it.
             return suspects, []
         moved = self._looked_at_over_time(suspects, before)
-        ceiling = ceiling_at(self._epoch, mark)
+        ceiling = ceiling_at(self._grounds.epoch, mark)
         # Before the items: a dead letter goes only once the item is another one.
         unwanted = {one for one in suspects if isinstance(wanted[one], RowRefused)}
         kept = self._letters([one.texts for one in unwanted if one.texts is not None]) if unwanted else set()
@@ -190,8 +191,8 @@ class Settler:
             else:
                 problem = "" if compared.error is None else str(compared.error)
                 differing.append((one, compared.kind, None if item is None else item.version, problem))
-        # A later epoch's items are all above the ceiling of this one.
-        check_epoch(self._ledger, self._epoch)
+        # A later epoch's items are all above the ceiling of this one, and those of other settings have another content.
+        self._grounds.check(table)
         # The floor is known before the items go, so this is asked behind their reading.
         if self._ledger.floor(table) != floor:
             again += [one for one, *_ in differing]

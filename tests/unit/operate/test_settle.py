@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 
-from docferry.capture.contract import CaptureSetup, CommitGate, KeyReader, KeyTexts, StreamState
+from docferry.capture.contract import CaptureSetup, CommitGate, KeyReader, KeyTexts, MirrorRecord, StreamState
 from docferry.change.model import Column, PgType, Relation, Row, make_version
 from docferry.document.mirror import Mirror
 from docferry.document.model import Collection, Delete, KeyAttribute, KeyKind, MirrorSpec
@@ -20,6 +20,7 @@ from docferry.operate import passing as passing_module
 from docferry.operate.admin import AdminLedger, EpochRecord
 from docferry.operate.compare import Kind
 from docferry.operate.findings import Counts, Finding, Findings, Suspect
+from docferry.operate.grounds import Grounds
 from docferry.operate.passing import Passing, Watermark
 from docferry.operate.settle import Rows, Settled, Settler
 from docferry.target.contract import Item
@@ -62,6 +63,8 @@ class World:
     truncated: int = 0
     held: int = 0
     in_force: Epoch = field(default_factory=lambda: Epoch(EPOCH))
+    settings: str = "as they were"
+    registered: str = "as they were"
     at_gate: Callable[[], object] = nothing
     at_mark: Callable[[], object] = nothing
 
@@ -83,6 +86,9 @@ class World:
 
     def epoch(self) -> EpochRecord | None:
         return cast("EpochRecord", self.in_force)
+
+    def mirrors(self) -> dict[str, MirrorRecord]:
+        return {TABLE: MirrorRecord(TABLE, "orders", self.registered)}
 
     def floor(self, _table: str) -> int:
         return self.truncated
@@ -117,7 +123,9 @@ class World:
             cast("AdminLedger", self),
             cast("CommitGate", self),
             self.passing(patience),
-            epoch=EPOCH,
+            grounds=Grounds(
+                cast("AdminLedger", self), EPOCH, {TABLE: self.settings}, "this comparison", "Begin again."
+            ),
             letters=lambda texts: {one for one in texts if one == ("9",)},
             stop=self.stop,
             looks=looks,
@@ -260,6 +268,35 @@ def test_nothing_is_said_of_items_once_another_epoch_is_in_force() -> None:
     world.at_gate = begin
     with pytest.raises(HistoryChanged, match="has begun epoch 2; this comparison is of epoch 1"):
         world.settle(suspect(1))
+
+
+def test_items_of_other_settings_are_not_judged() -> None:
+    world = World(rows={"1": "x"})
+    world.write(1, "by other settings")
+
+    def change() -> None:
+        world.registered = "others"
+
+    world.at_mark = change
+    with pytest.raises(HistoryChanged, match="settings of the mirror of"):
+        world.settle(suspect(1))
+
+
+def test_a_worker_that_goes_on_makes_no_progress_of_what_it_does_not_do() -> None:
+    """Behind a session idle in transaction a population waits for ever; the worker's heartbeats go on."""
+    world = World()
+    looks = 0
+
+    def held_up() -> str:
+        nonlocal looks
+        looks += 1
+        assert looks < 1000, "it waits for ever"
+        world.confirmed += 1
+        return "the backfill is not done"
+
+    passing = Passing(Watermark(cast("CaptureSetup", world)), 0.05, world.stop, held_up)
+    assert not passing.wait(100)
+    assert passing.why == "the backfill is not done"
 
 
 def test_a_tombstone_with_a_version_that_no_change_has_is_different() -> None:

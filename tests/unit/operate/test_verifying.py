@@ -11,7 +11,15 @@ from typing import Any, cast
 
 import pytest
 
-from docferry.capture.contract import CaptureSetup, CommitGate, KeyTexts, StreamState, VerificationRecord, Verifications
+from docferry.capture.contract import (
+    CaptureSetup,
+    CommitGate,
+    KeyTexts,
+    MirrorRecord,
+    StreamState,
+    VerificationRecord,
+    Verifications,
+)
 from docferry.change.model import NUMBER_STEP, Column, Op, PgType, Relation, Row, make_version
 from docferry.deadletter.contract import DeadLetter, DeadLetters, StoredDeadLetter
 from docferry.document.mirror import Mirror
@@ -21,6 +29,7 @@ from docferry.errors import HistoryChanged, SourceRefused, TableGone
 from docferry.metrics import Metrics
 from docferry.operate.admin import AdminLedger
 from docferry.operate.compare import Kind
+from docferry.operate.grounds import Grounds
 from docferry.operate.passing import Watermark
 from docferry.operate.reconcile import Reconciler
 from docferry.operate.verification import Checked, Verification
@@ -80,7 +89,7 @@ class World:
             cast("CommitGate", self),
             cast("Verifications", self),
             Watermark(cast("CaptureSetup", self)),
-            1,
+            Grounds(cast("AdminLedger", self), 1, {TABLE: "settings"}, "this comparison", "Begin again."),
             lambda _: cast("TableAccess", self),
             cast("DeadLetters", self),
             cast("DeadLetters", self),
@@ -164,8 +173,12 @@ class World:
         assert unfinished_only
         return []
 
-    def mirrors(self) -> dict[str, object]:
-        return {}
+    def mirrors(self) -> dict[str, MirrorRecord]:
+        return {TABLE: MirrorRecord(TABLE, "orders", "settings", layout="as ever")}
+
+    def layout(self, _table: str) -> str:
+        self._present()
+        return "as ever"
 
     def take_start_version(self, who: str = "the backfill") -> int:
         assert self.held, "no tombstone of a later change may be swept"
@@ -204,8 +217,10 @@ class World:
 
     # What is remembered of verifications.
 
-    def start(self, table: str, run: str, epoch: int, position: int, output: str | None) -> VerificationRecord:
-        record = VerificationRecord(len(self.kept) + 1, table, run, epoch, position, output=output)
+    def start(
+        self, table: str, run: str, epoch: int, position: int, output: str | None, grounds: str
+    ) -> VerificationRecord:
+        record = VerificationRecord(len(self.kept) + 1, table, run, epoch, position, output=output, grounds=grounds)
         self.kept.insert(0, record)
         return record
 
@@ -305,7 +320,7 @@ class TestReconciling:
     def test_one_that_goes_on_counts_once_what_was_unsettled_before(self) -> None:
         world = World(rows={"1": "x"})
         world.write("1", "x")
-        record = world.start(TABLE, "reconcile", 1, 50, None)
+        record = world.start(TABLE, "reconcile", 1, 50, None, world.parts.mirror(world.mirror).grounds())
         world.advance(record, "items", None, {"unsettled": 3, "why": "no worker"}, 0)
         world.reconciler().cycle()
         (record,) = world.kept

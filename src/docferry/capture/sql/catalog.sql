@@ -52,6 +52,8 @@ SELECT a.attname, a.atttypid, a.attgenerated::text <> '', a.attnotnull,
 -- name: layout
 -- What rows and their text are made of. The files of partitions tell of a TRUNCATE of one, which is not published via the
 -- root, as ATTACH and DETACH are not. The catalog is asked for them: pg_partition_tree() waits for whoever has locked one.
+-- A collation is the order in which a table is paged; a type's own is not named, so that most tables look as they did to a
+-- docferry that did not look at collations.
 WITH RECURSIVE tree(oid, kind) AS (
     SELECT oid, relkind FROM pg_catalog.pg_class WHERE oid = %(oid)s AND relkind = 'p'
     UNION ALL
@@ -74,8 +76,11 @@ WITH RECURSIVE tree(oid, kind) AS (
      WHERE p.oid <> 0
 )
 SELECT pg_catalog.md5(pg_catalog.string_agg(part, E'\n' ORDER BY part)) FROM (
-    SELECT pg_catalog.concat_ws(' ', 'column', attnum, attname, atttypid, atttypmod, attgenerated)
-      FROM pg_catalog.pg_attribute WHERE attrelid = %(oid)s AND attnum > 0 AND NOT attisdropped
+    SELECT pg_catalog.concat_ws(' ', 'column', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attgenerated,
+                                CASE WHEN a.attcollation <> t.typcollation THEN 'collation ' || a.attcollation END)
+      FROM pg_catalog.pg_attribute a
+      JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+     WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
     UNION ALL
     SELECT pg_catalog.concat_ws(' ', 'label', x.attnum, e.enumsortorder, e.enumlabel)
       FROM types x JOIN pg_catalog.pg_enum e ON e.enumtypid = x.oid

@@ -99,7 +99,8 @@ CREATE TABLE IF NOT EXISTS docferry.verifications (
     clean        boolean,
     started_at   timestamptz NOT NULL DEFAULT now(),
     updated_at   timestamptz NOT NULL DEFAULT now(),
-    finished_at  timestamptz
+    finished_at  timestamptz,
+    grounds      text NOT NULL DEFAULT ''
 );
 
 -- Up to where docferry may have confirmed each slot: one that stands further ahead was moved by somebody else.

@@ -6,10 +6,10 @@ SELECT pg_catalog.to_regclass('docferry.verifications') IS NOT NULL;
 -- A new one takes the place of an unfinished one, of the worker or of people.
 WITH old AS (DELETE FROM docferry.verifications
               WHERE table_name = %(table)s AND finished_at IS NULL AND (run = 'reconcile') = (%(run)s = 'reconcile'))
-INSERT INTO docferry.verifications (table_name, run, epoch, position, output)
-VALUES (%(table)s, %(run)s, %(epoch)s, %(position)s, %(output)s)
+INSERT INTO docferry.verifications (table_name, run, epoch, position, output, grounds)
+VALUES (%(table)s, %(run)s, %(epoch)s, %(position)s, %(output)s, %(grounds)s)
 RETURNING id, table_name, run, epoch, position, phase, done_key, counts, output, output_bytes, clean, started_at,
-          finished_at;
+          finished_at, grounds;
 
 -- name: advance
 -- So much has been compared.
@@ -34,7 +34,8 @@ DELETE FROM docferry.verifications v
 
 -- name: records
 -- All that are kept, the newest of each table first.
-SELECT id, table_name, run, epoch, position, phase, done_key, counts, output, output_bytes, clean, started_at, finished_at
+SELECT id, table_name, run, epoch, position, phase, done_key, counts, output, output_bytes, clean, started_at, finished_at,
+       grounds
   FROM docferry.verifications
  ORDER BY table_name, id DESC;
 
