@@ -150,7 +150,7 @@ class ReplicationSetup:
         names = [split_table(table) for table in tables]
         parameters = (list(tables), [schema for schema, _ in names], [name for _, name in names])
         with connect(self._dsn, purpose="setup") as connection, translated():
-            rows = connection.execute(_SQL["uncaptured"].encode(), (*parameters, self.publication_name))
+            rows = connection.execute(_SQL["uncaptured"].encode(), (*parameters, *[self.publication_name] * 2))
             return [table for (table,) in rows]
 
     def missing(self, tables: Sequence[str]) -> list[str]:

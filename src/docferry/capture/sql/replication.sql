@@ -61,8 +61,8 @@ SELECT n.nspname || '.' || c.relname
  ORDER BY 1;
 
 -- name: uncaptured
--- Existing ones of these tables that the publication leaves out: it forgets a table that is dropped, whatever is created
--- under its name afterwards.
+-- Existing ones of these tables of which the publication leaves out anything. It forgets a table that is dropped, whatever
+-- is created under its name afterwards; and what happens in a partition of another published table is published as that one's.
 SELECT wanted.shown
   FROM unnest(%s::text[], %s::text[], %s::text[]) AS wanted(shown, schema_name, table_name)
   JOIN pg_catalog.pg_namespace n ON n.nspname = wanted.schema_name
@@ -70,6 +70,9 @@ SELECT wanted.shown
  WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r
                      JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
                     WHERE p.pubname = %s AND r.prrelid = c.oid)
+    OR EXISTS (SELECT FROM pg_catalog.pg_partition_ancestors(c.oid) a
+                 JOIN pg_catalog.pg_publication_rel r ON r.prrelid = a.relid AND a.relid <> c.oid
+                 JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid AND p.pubname = %s)
  ORDER BY wanted.shown;
 
 -- name: slot
