@@ -315,6 +315,35 @@ def test_a_mirrored_table_becomes_a_partition_of_another(ferry: Ferry) -> None:
         ferry.apply()
 
 
+@pytest.mark.parametrize(
+    "narrowed",
+    [
+        "SET (publish = 'insert')",
+        "SET (publish_via_partition_root = false)",
+        "SET TABLE things WHERE (id > 1)",
+        "SET TABLE things (id)",
+    ],
+)
+def test_a_publication_that_is_narrowed_is_noticed(ferry: Ferry, narrowed: str) -> None:
+    if "TABLE" in narrowed and ferry.connection.info.server_version < 150000:
+        pytest.skip("before PostgreSQL 15 a table is published whole")
+    ferry.execute("CREATE TABLE things (id int PRIMARY KEY, name text)", "INSERT INTO things VALUES (1, 'a'), (2, 'b')")
+    ferry.begin("public.things")
+    ferry.execute(f"ALTER PUBLICATION {ferry.slot} {narrowed}")
+    assert isinstance(ferry.failure(), HistoryChanged)
+    # Asked for at once: whoever widens it by hand leaves nothing to see.
+    assert "changes were not captured" in {one.reason for one in ferry.backfills()}
+    ferry.execute("UPDATE things SET name = 'unseen' WHERE id = 1", "DELETE FROM things WHERE id = 2")
+    with ferry.app() as app:
+        assert any(f"publication {ferry.slot}" in step for step in app.admin().steps())
+    ferry.apply()
+    with ferry.app() as app:
+        assert app.admin().steps() == []
+    ferry.start()
+    ferry.wait()
+    ferry.assert_same("public.things")
+
+
 @pytest.mark.parametrize("part", ["WHERE (id > 0)", "(id)"])
 def test_a_publication_of_parts_is_refused(ferry: Ferry, part: str) -> None:
     if ferry.connection.info.server_version < 150000:
