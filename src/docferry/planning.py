@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from docferry.capture.catalog import Types, describe_table
+from collections.abc import Iterator, Mapping
+
+from docferry.capture.catalog import TableInfo, Types, describe_table
 from docferry.capture.eligibility import table_problems
 from docferry.captures import by_triggers
 from docferry.config import Config
@@ -20,11 +22,13 @@ def hold_against_tables(config: Config, dsn: str) -> tuple[list[MirrorPlan], lis
     """The mirrors that can be, and (problem, remedy) of those that cannot. Raises SourceUnavailable, SourceRefused."""
     plans: list[MirrorPlan] = []
     problems: list[tuple[str, str]] = []
+    known: dict[int, TableInfo] = {}
     with connect(dsn, purpose="setup") as connection:
         types = Types(connection)
         for mirror in config.mirrors:
             try:
                 info = describe_table(connection, types, mirror.table)
+                known[info.oid] = info
                 key = mirror.key or info.primary_key
                 found = [
                     *table_problems(info, key, by_triggers=by_triggers(config.source.capture)),
@@ -39,4 +43,15 @@ def hold_against_tables(config: Config, dsn: str) -> tuple[list[MirrorPlan], lis
                 problems.append((str(error), error.remedy))
                 continue
             plans.append(MirrorPlan(Mirror(spec, info.oid), info.relation, fingerprint(spec), info.layout))
+    problems.extend(_nested(known))
     return plans, problems
+
+
+def _nested(known: Mapping[int, TableInfo]) -> Iterator[tuple[str, str]]:
+    """Mirrored tables that are partitions of mirrored tables: what happens in them is captured as their root's."""
+    for info in known.values():
+        for root in info.ancestors & known.keys():
+            yield (
+                f"{info.table} is a partition of {known[root].table}, which is mirrored too",
+                f"Remove one of the two from [[mirrors]]: {known[root].table} carries all of its partitions.",
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import string
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ import pytest
 
 from docferry.config import RunConfig
 from docferry.document.model import Put, Write
-from docferry.errors import DocferryError
+from docferry.errors import ConfigError, DocferryError, HistoryChanged
 from docferry.target.contract import Result
 from docferry.target.memory import MemoryTarget
 
@@ -246,6 +247,101 @@ def test_a_table_with_children_is_refused(ferry: Ferry) -> None:
     ferry.execute("CREATE TABLE things (id int PRIMARY KEY)", "CREATE TABLE special (extra int) INHERITS (things)")
     ferry.mirror("public.things")
     assert "inherit" in refusal(ferry)
+
+
+@pytest.mark.parametrize(
+    ("key", "identities"),
+    [
+        ("UNIQUE (id, region)", ["parts USING INDEX parts_id_region_key"]),
+        ("UNIQUE (id, region)", ["parts FULL"]),
+        ("PRIMARY KEY (name, region), UNIQUE (id, region)", ["parts USING INDEX parts_id_region_key"]),
+        ("PRIMARY KEY (id, region)", ["parts_eu NOTHING", "parts_us_1 NOTHING"]),
+    ],
+)
+def test_partitions_that_do_not_log_the_key_are_refused(ferry: Ferry, key: str, identities: list[str]) -> None:
+    """What is said of the root does not reach them. Published, they would refuse the application's own UPDATE."""
+    ferry.execute(
+        f"CREATE TABLE parts (id int NOT NULL, region text NOT NULL, name text, {key}) PARTITION BY LIST (region)",
+        "CREATE TABLE parts_eu PARTITION OF parts FOR VALUES IN ('eu')",
+        "CREATE TABLE parts_us PARTITION OF parts FOR VALUES IN ('us') PARTITION BY LIST (region)",
+        "CREATE TABLE parts_us_1 PARTITION OF parts_us FOR VALUES IN ('us')",
+        "INSERT INTO parts VALUES (1, 'eu', 'one'), (2, 'us', 'two')",
+    )
+    for identity in identities:
+        table, _, setting = identity.partition(" ")
+        ferry.execute(f"ALTER TABLE {table} REPLICA IDENTITY {setting}")
+    ferry.mirror("public.parts", key=("id", "region"))
+    with pytest.raises(ConfigError) as refused:
+        ferry.apply()
+    problems = f"{refused.value} {refused.value.remedy}"
+    statements = re.findall(r"ALTER TABLE public\.parts_\w+ REPLICA IDENTITY [\w ]+", problems)
+    assert [statement.split()[2] for statement in statements] == ["public.parts_eu", "public.parts_us_1"]
+    # What the remedy says is enough.
+    ferry.execute(*statements)
+    ferry.apply()
+    ferry.start()
+    ferry.wait()
+    ferry.execute("UPDATE parts SET id = id + 10, name = 'moved'", "DELETE FROM parts WHERE region = 'us'")
+    ferry.wait()
+    ferry.assert_same("public.parts", key=("id", "region"))
+
+
+@pytest.mark.parametrize("partition", ["parts_eu", "parts_us", "parts_us_1"])
+def test_a_partition_beside_its_root_is_refused(ferry: Ferry, partition: str) -> None:
+    """What happens in it is published as the root's: its own collection would stand still."""
+    ferry.execute(
+        "CREATE TABLE parts (id int, region text, name text, PRIMARY KEY (id, region)) PARTITION BY LIST (region)",
+        "CREATE TABLE parts_eu PARTITION OF parts FOR VALUES IN ('eu')",
+        "CREATE TABLE parts_us PARTITION OF parts FOR VALUES IN ('us') PARTITION BY RANGE (id)",
+        "CREATE TABLE parts_us_1 PARTITION OF parts_us FOR VALUES FROM (0) TO (100)",
+    )
+    ferry.mirror(f"public.{partition}", "public.parts")
+    assert f"public.{partition} is a partition of public.parts, which is mirrored too" in refusal(ferry)
+    del ferry.mirrors[1]
+    ferry.apply()
+
+
+def test_a_mirrored_table_becomes_a_partition_of_another(ferry: Ferry) -> None:
+    ferry.execute(
+        "CREATE TABLE parts (id int, region text, name text, PRIMARY KEY (id, region)) PARTITION BY LIST (region)",
+        "CREATE TABLE others (LIKE parts INCLUDING INDEXES)",
+    )
+    ferry.begin("public.parts", "public.others")
+    ferry.execute("ALTER TABLE parts ATTACH PARTITION others FOR VALUES IN ('eu')")
+    failure = ferry.failure()
+    assert isinstance(failure, HistoryChanged)
+    assert "changes of public.others are not captured" in str(failure)
+    with pytest.raises(ConfigError, match="others is a partition of"):
+        ferry.apply()
+
+
+@pytest.mark.parametrize(
+    "narrowed",
+    [
+        "SET (publish = 'insert')",
+        "SET (publish_via_partition_root = false)",
+        "SET TABLE things WHERE (id > 1)",
+        "SET TABLE things (id)",
+    ],
+)
+def test_a_publication_that_is_narrowed_is_noticed(ferry: Ferry, narrowed: str) -> None:
+    if "TABLE" in narrowed and ferry.connection.info.server_version < 150000:
+        pytest.skip("before PostgreSQL 15 a table is published whole")
+    ferry.execute("CREATE TABLE things (id int PRIMARY KEY, name text)", "INSERT INTO things VALUES (1, 'a'), (2, 'b')")
+    ferry.begin("public.things")
+    ferry.execute(f"ALTER PUBLICATION {ferry.slot} {narrowed}")
+    assert isinstance(ferry.failure(), HistoryChanged)
+    # Asked for at once: whoever widens it by hand leaves nothing to see.
+    assert "changes were not captured" in {one.reason for one in ferry.backfills()}
+    ferry.execute("UPDATE things SET name = 'unseen' WHERE id = 1", "DELETE FROM things WHERE id = 2")
+    with ferry.app() as app:
+        assert any(f"publication {ferry.slot}" in step for step in app.admin().steps())
+    ferry.apply()
+    with ferry.app() as app:
+        assert app.admin().steps() == []
+    ferry.start()
+    ferry.wait()
+    ferry.assert_same("public.things")
 
 
 @pytest.mark.parametrize("part", ["WHERE (id > 0)", "(id)"])

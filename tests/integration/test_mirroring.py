@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from string import ascii_letters
+
 import psycopg
 import pytest
 
@@ -182,6 +185,42 @@ def test_an_unchanged_large_value_stays(things: Ferry, identity: str) -> None:
     things.execute("DELETE FROM things WHERE id IN (11, 118)")
     things.wait()
     things.assert_same("public.things")
+
+
+def test_an_unchanged_large_value_stays_in_a_partition_that_logs_less_than_its_root(ferry: Ferry) -> None:
+    """Its old rows say NULL for all but the key, and by the root's setting that reads as a value."""
+    ferry.execute(
+        "CREATE TABLE parts (id int, region text, doc text, PRIMARY KEY (id, region)) PARTITION BY LIST (region)",
+        "CREATE TABLE parts_eu PARTITION OF parts FOR VALUES IN ('eu')",
+        "ALTER TABLE parts REPLICA IDENTITY FULL",
+        f"INSERT INTO parts VALUES (1, 'eu', {BIG}), (2, 'eu', NULL)",
+    )
+    ferry.begin("public.parts")
+    ferry.execute("UPDATE parts SET id = id + 100")
+    ferry.wait()
+    ferry.assert_same("public.parts", key=("id", "region"))
+
+
+def test_a_key_stored_out_of_line_stays(ferry: Ferry) -> None:
+    """Then an UPDATE that leaves it alone carries it in the old row only."""
+    keys = ["".join(random.Random(seed).choices(ascii_letters, k=size)) for seed, size in ((1, 2030), (2, 2100))]
+    ferry.execute("CREATE TABLE things (id text, name text, doc text)", "ALTER TABLE things ADD PRIMARY KEY (id)")
+    for key in keys:
+        ferry.execute(f"INSERT INTO things VALUES ('{key}', 'a', {BIG})")
+    assert ferry.query("SELECT pg_relation_size(reltoastrelid) > 0 FROM pg_class WHERE relname = 'things'") == [(True,)]
+    ferry.begin("public.things")
+    ferry.execute("UPDATE things SET name = 'b'")
+    ferry.wait()
+    items = ferry.documents("things")
+    assert [(key, document["name"]) for key, document in items.items()] == [((keys[0],), "b")]
+    with ferry.app() as app:
+        # The other is longer than a key can be.
+        assert [stored.letter.key["id"] for stored in app.dead_letters.find()] == [keys[1]]
+    ferry.execute(
+        f"UPDATE things SET id = 'short' WHERE id = '{keys[0]}'", f"DELETE FROM things WHERE id = '{keys[1]}'"
+    )
+    ferry.wait()
+    ferry.assert_same("public.things")
 
 
 def test_a_row_is_not_read_again_before_its_change_is_visible(things: Ferry) -> None:

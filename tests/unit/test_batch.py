@@ -101,6 +101,19 @@ def test_a_column_that_is_not_carried_comes_from_the_old_row() -> None:
     assert (one.row, one.in_doubt) == (rows("1", "b", "large"), False)
 
 
+def test_a_key_that_is_not_carried_comes_from_the_old_row() -> None:
+    """One that is stored out of line: the old row comes along, though the key is as it was."""
+    assert coalesced(update("~", "b", "d", old=rows("1", "~", "~")))["1"].row == rows("1", "b", "d")
+    found = coalesced(insert("1", "a", "large"), update("~", "b", "~", old=rows("1", "~", "~")))
+    assert (found["1"].row, found["1"].in_doubt) == (rows("1", "b", "large"), False)
+
+
+def test_null_in_an_old_row_does_not_complete_a_new_one() -> None:
+    """So says a partition that logs its key only, below a root with REPLICA IDENTITY FULL."""
+    found = coalesced(update("2", "b", "~", old=rows("1", None, None)))
+    assert (found["2"].row, found["2"].in_doubt) == (rows("2", "b", "~"), True)
+
+
 def test_a_column_that_nothing_carries_leaves_the_row_in_doubt() -> None:
     first, last = update("1", "b", "~", transaction=8), update("1", "c", "~", transaction=9)
     one = coalesced(first, last)["1"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -64,13 +65,27 @@ class Types:
 
 @dataclass(frozen=True, slots=True)
 class UniqueIndex:
-    """A unique index over plain columns."""
+    """A unique index over plain columns. `name`: quoted."""
 
     name: str
     primary: bool
     immediate: bool
     replica_identity: bool
     columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A leaf partition, its name quoted, as far as it decides what the log carries: the identity of its root does not
+    reach it."""
+
+    table: str
+    replica_identity: str
+    indexes: tuple[UniqueIndex, ...]
+
+    def holds(self, key: Sequence[str]) -> bool:
+        """Whether the log of an UPDATE or DELETE in it carries the old values of these columns."""
+        return self.replica_identity == "f" or set(key) <= _indexed(self.replica_identity, self.indexes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +106,10 @@ class TableInfo:
     not_null: frozenset[str]
     generated: tuple[str, ...]
     indexes: tuple[UniqueIndex, ...]
-    odd_leaves: tuple[tuple[str, str], ...]
+    leaves: tuple[Leaf, ...]
     layout: str
     has_children: bool
+    ancestors: frozenset[int]
     extension_columns: frozenset[str]
 
     @property
@@ -114,16 +130,21 @@ class TableInfo:
     @property
     def identity_columns(self) -> frozenset[str]:
         """The columns whose old values the log of an UPDATE or DELETE carries; empty if the table has no identity."""
-        match self.replica_identity:
-            case "f":
-                return frozenset(column.name for column in self.relation.columns)
-            case "i":
-                chosen = [index for index in self.indexes if index.replica_identity]
-            case "d":
-                chosen = [index for index in self.indexes if index.primary and index.immediate]
-            case _:
-                chosen = []
-        return frozenset(name for index in chosen for name in index.columns)
+        if self.replica_identity == "f":
+            return frozenset(column.name for column in self.relation.columns)
+        return _indexed(self.replica_identity, self.indexes)
+
+
+def _indexed(replica_identity: str, indexes: Sequence[UniqueIndex]) -> frozenset[str]:
+    """The columns of the index that is the replica identity, empty without one."""
+    match replica_identity:
+        case "i":
+            chosen = [index for index in indexes if index.replica_identity]
+        case "d":
+            chosen = [index for index in indexes if index.primary and index.immediate]
+        case _:
+            chosen = []
+    return frozenset(name for index in chosen for name in index.columns)
 
 
 def _identifying(indexes: tuple[UniqueIndex, ...]) -> tuple[str, ...]:
@@ -150,18 +171,18 @@ def describe_table(connection: psycopg.Connection[tuple[Any, ...]], types: Types
         row = connection.execute(_SQL["table"].encode(), split_table(table)).fetchone()
         if row is None:
             raise TableGone(f"table {table} does not exist in the source")
-        oid, schema, name, kind, persistence, identity, readable, owned, hidden, parent = row
+        oid, schema, name, kind, persistence, identity, readable, owned, hidden, parent, ancestors = row
         columns = connection.execute(_SQL["columns"].encode(), (oid,)).fetchall()
-        indexes = tuple(
-            UniqueIndex(index, primary, immediate, replica, tuple(names))
-            for index, primary, immediate, replica, names in connection.execute(
-                _SQL["unique_indexes"].encode(), (oid,)
-            ).fetchall()
-        )
+        leaves = connection.execute(_SQL["leaves"].encode(), (oid,)).fetchall() if kind == "p" else []
+        indexes: dict[int, list[UniqueIndex]] = {}
+        for of, index, primary, immediate, replica, names in connection.execute(
+            _SQL["unique_indexes"].encode(), ([oid, *(leaf for leaf, *_ in leaves)],)
+        ):
+            indexes.setdefault(of, []).append(UniqueIndex(index, primary, immediate, replica, tuple(names)))
         found = connection.execute(_SQL["layout"].encode(), {"oid": oid}).fetchone()
         extension = connection.execute(_SQL["foreign_key_types"].encode(), (oid,)).fetchall()
-        leaves = connection.execute(_SQL["leaves"].encode(), (oid,)).fetchall() if kind == "p" else []
-    identifying = _identifying(indexes)
+    own = tuple(indexes.get(oid, ()))
+    identifying = _identifying(own)
     relation = Relation(
         oid,
         schema,
@@ -185,9 +206,10 @@ def describe_table(connection: psycopg.Connection[tuple[Any, ...]], types: Types
         type_names={column: shown for column, _, _, _, _, shown in columns},
         not_null=frozenset(column for column, _, _, not_null, _, _ in columns if not_null),
         generated=tuple(column for column, _, generated, *_ in columns if generated),
-        indexes=indexes,
-        odd_leaves=tuple(leaves),
+        indexes=own,
+        leaves=tuple(Leaf(shown, setting, tuple(indexes.get(leaf, ()))) for leaf, shown, setting in leaves),
         layout=found[0] if found else "",
         has_children=parent,
+        ancestors=frozenset(ancestors),
         extension_columns=frozenset(column for (column,) in extension),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from docferry.capture.catalog import TableInfo
+from docferry.capture.catalog import TableInfo, UniqueIndex
 
 __all__ = ["table_problems"]
 
@@ -103,21 +103,31 @@ def _key_problems(info: TableInfo, key: Sequence[str]) -> list[tuple[str, str]]:
 
 def _identity_problems(info: TableInfo, key: Sequence[str]) -> list[tuple[str, str]]:
     table, shown = info.table, ", ".join(key)
-    unique = [index for index in info.indexes if set(index.columns) == set(key)]
+    problems = []
     if not set(key) <= info.identity_columns:
-        index = next(index.name for index in unique if index.immediate)
-        return [
+        problems.append(
             (
                 f"the replica identity of {table} does not hold the key ({shown}), so deletes would come without it",
-                f"ALTER TABLE {table} REPLICA IDENTITY USING INDEX {index}.",
+                _identify(table, info.indexes, key),
             )
-        ]
-    # On a partitioned table the leaves decide what the log carries.
-    return [
-        (
-            f"partition {leaf} of {table} has a replica identity of its own ({setting}), which may not hold the key",
-            f"ALTER TABLE {leaf} REPLICA IDENTITY DEFAULT.",
         )
-        for leaf, setting in info.odd_leaves
-        if setting != "f"
-    ]
+    # The leaves decide what the log carries, and whether the application may update at all: what is said of their root
+    # does not reach them.
+    problems.extend(
+        (
+            f"the replica identity of partition {leaf.table} of {table} does not hold the key ({shown})",
+            _identify(leaf.table, leaf.indexes, key),
+        )
+        for leaf in info.leaves
+        if not leaf.holds(key)
+    )
+    return problems
+
+
+def _identify(table: str, indexes: Sequence[UniqueIndex], key: Sequence[str]) -> str:
+    """The statement after which the replica identity holds the key."""
+    over = [index for index in indexes if index.immediate and set(index.columns) == set(key)]
+    if not over:  # a partition whose index is being rebuilt, say
+        return f"ALTER TABLE {table} REPLICA IDENTITY FULL."
+    identity = "DEFAULT" if over[0].primary else f"USING INDEX {over[0].name}"
+    return f"ALTER TABLE {table} REPLICA IDENTITY {identity}."

@@ -99,12 +99,14 @@ class ReplicationSetup:
         self._check_slot(self.slot(), server)
         with connect(self._dsn, purpose="setup") as connection, translated():
             found = connection.execute(_SQL["publication"].encode(), (self.publication_name,)).fetchone()
-            partial = connection.execute(_SQL["partly_published"].encode(), (self.publication_name,)).fetchall()
+            partial = self._partly(connection)
+            ours = self._is_remembered(connection)
         if found is not None and found[1]:
             raise self._for_all_tables()
-        if partial:
+        # One that a stream of ours began with was narrowed since, and `prepare` publishes the rest again.
+        if partial and not ours:
             raise SourceRefused(
-                f"publication {self.publication_name} leaves out rows or columns of {', '.join(t for (t,) in partial)}",
+                f"publication {self.publication_name} leaves out rows or columns of {', '.join(partial)}",
                 remedy="Publish these tables without WHERE and column list, or choose another name with [source] "
                 "publication.",
             )
@@ -150,7 +152,7 @@ class ReplicationSetup:
         names = [split_table(table) for table in tables]
         parameters = (list(tables), [schema for schema, _ in names], [name for _, name in names])
         with connect(self._dsn, purpose="setup") as connection, translated():
-            rows = connection.execute(_SQL["uncaptured"].encode(), (*parameters, self.publication_name))
+            rows = connection.execute(_SQL["uncaptured"].encode(), (*parameters, *[self.publication_name] * 2))
             return [table for (table,) in rows]
 
     def missing(self, tables: Sequence[str]) -> list[str]:
@@ -159,8 +161,13 @@ class ReplicationSetup:
         steps = []
         if published is None:
             steps.append(f"create publication {self.publication_name} for {', '.join(tables)}")
-        elif set(published) != set(tables):
-            steps.append(f"set the tables of publication {self.publication_name} to {', '.join(tables)}")
+        else:
+            with connect(self._dsn, purpose="setup") as connection, translated():
+                narrowed, partial = self._is_narrowed(connection), self._partly(connection)
+            if narrowed:
+                steps.append(f"set publication {self.publication_name} to publish everything via partition roots")
+            if partial or set(published) != set(tables):
+                steps.append(f"set the tables of publication {self.publication_name} to {', '.join(tables)}")
         slot = self.slot()
         if slot is None:
             steps.append(f"create replication slot {self.slot_name}")
@@ -316,6 +323,23 @@ class ReplicationSetup:
                 table for (table,) in connection.execute(_SQL["published_tables"].encode(), (self.publication_name,))
             ]
 
+    def _partly(self, connection: psycopg.Connection[tuple[Any, ...]]) -> list[str]:
+        """The tables of which the publication leaves out rows or columns."""
+        rows = connection.execute(_SQL["partly_published"].encode(), (self.publication_name,))
+        return [table for (table,) in rows]
+
+    def _is_narrowed(self, connection: psycopg.Connection[tuple[Any, ...]]) -> bool:
+        """Whether the publication leaves out a kind of change, or names the partitions instead of their root."""
+        found = connection.execute(_SQL["publication"].encode(), (self.publication_name,)).fetchone()
+        return found is not None and not found[0]
+
+    def _is_remembered(self, connection: psycopg.Connection[tuple[Any, ...]]) -> bool:
+        """Whether a stream of ours began with the publication that is there."""
+        if connection.execute(_SQL["keeps_publication"].encode()).fetchone() != (True,):
+            return False
+        found = connection.execute(_SQL["remembered_publication"].encode(), (self.publication_name,)).fetchone()
+        return found is not None
+
     def _remember_publication(self) -> None:
         with connect(self._dsn, purpose="setup") as connection, translated():
             if connection.execute(_SQL["has_schema"].encode()).fetchone() != (True,):
@@ -364,7 +388,7 @@ class ReplicationSetup:
                     ).format(name)
                 )
                 done.append(f"set publication {self.publication_name} to publish everything via partition roots")
-            if before != set(tables):
+            if before != set(tables) or self._partly(connection):
                 connection.execute(sql.SQL("ALTER PUBLICATION {} SET TABLE {}").format(name, listed))
                 done.append(f"set the tables of publication {self.publication_name} to {', '.join(tables)}")
             return done

@@ -207,7 +207,7 @@ def _replay(session: Session, ids: tuple[int, ...], rate: float, dry_run: bool, 
             text = "\n".join(outcome_lines(planned, WOULD)) or "There are no such dead letters."
             answer = {"dry_run": True, **counts(planned)}
             if show:
-                looked = list(previews(replayer, chosen, _SHOWN, upto=planned.newest))
+                looked = list(previews(replayer, chosen, _SHOWN, shown=planned.shown))
                 text = "\n\n".join([text, *("\n".join([_head(one), *preview_lines(one)]) for one in looked)])
                 answer["previews"] = [{**document(one.stored), "preview": preview_document(one)} for one in looked]
             session.answer(answer, text)
@@ -216,7 +216,7 @@ def _replay(session: Session, ids: tuple[int, ...], rate: float, dry_run: bool, 
             session.note(line)
         session.confirm(f"Replay {planned.total:,} dead letter{plural(planned.total)}?")
         with session.progress("replaying", total=planned.total, unit="dead letters") as bar:
-            done = replay(replayer, chosen, dry_run=False, upto=planned.newest, on_done=bar.update)
+            done = replay(replayer, chosen, dry_run=False, shown=planned.shown, on_done=bar.update)
     session.answer({"dry_run": False, **counts(done)}, "\n".join(outcome_lines(done, MEANING)))
     return ExitCode.DIFFERENT if done.unsettled else ExitCode.DONE
 
@@ -256,7 +256,7 @@ def _discard(session: Session, ids: tuple[int, ...], everything: bool, **which: 
     with LettersApp(session.load_config()) as app:
         _check_source(app)
         _check_ids(app, ids)
-        groups, newest = count(app.dead_letters, chosen)
+        groups, shown = count(app.dead_letters, chosen)
         _note_unread(session, app)
         total = sum(group.count for group in groups)
         if not total:
@@ -266,7 +266,7 @@ def _discard(session: Session, ids: tuple[int, ...], everything: bool, **which: 
             session.note(line)
         session.confirm(f"Discard {total:,} dead letter{plural(total)}? The target keeps what it has of these rows.")
         with session.progress("discarding", total=total, unit="dead letters") as bar:
-            removed = discard(app.dead_letters, chosen, newest, bar.update)
+            removed = discard(app.dead_letters, chosen, shown, bar.update)
     kept = f" {total - removed:,} failed again meanwhile and stay." if removed < total else ""
     session.answer({"discarded": removed, "kept": total - removed}, f"Discarded {removed:,}.{kept}")
 

@@ -73,6 +73,9 @@ def coalesce(
             continue
         row = change.row if change.row is not None else change.old
         assert row is not None
+        if change.old is not None and UNCHANGED in row and not change.partial:
+            # REPLICA IDENTITY FULL carries all old values, every other the key, which may be stored out of line itself.
+            row = merge(change.old, row)
         unsaid = change.op is Op.UPDATE and change.old is None and not mirror.converter.is_identified(change.relation)
         if unsaid and on_lost_key is not None:
             on_lost_key(mirror, change)
@@ -170,12 +173,15 @@ def _pending(mirror: Mirror, change: Change, key: Key, row: Row, earlier: Pendin
             in_doubt=False,
             new=False,
         )
-    whole = change.row
-    if UNCHANGED in whole and not change.partial:
-        if change.old is not None:
-            whole = merge(change.old, whole)  # REPLICA IDENTITY FULL carries the old values
-        if earlier is not None and earlier.row is not None and earlier.relation is change.relation:
-            whole = merge(earlier.row, whole)
+    whole = row
+    if (
+        UNCHANGED in whole
+        and not change.partial
+        and earlier is not None
+        and earlier.row is not None
+        and earlier.relation is change.relation
+    ):
+        whole = merge(earlier.row, whole)
     return Pending(
         mirror,
         change.op,

@@ -388,7 +388,15 @@ class Admin:
         """For a worker of this epoch, from time to time. Raises HistoryChanged when its positions count no more, or
         when changes of a mirrored table pass, or passed, unseen."""
         self._check_history(epoch)
-        self.check_captured()
+        try:
+            self.check_captured()
+        except HistoryChanged:
+            # Known here and now: somebody may mend the capture by hand, and nothing would be seen of it any more.
+            self._request_all(self._unseen(), "changes were not captured")
+            raise
+
+    def _unseen(self) -> list[str]:
+        return self.setup.uncaptured([plan.mirror.table for plan in self.plans])
 
     def _check_history(self, epoch: EpochRecord) -> None:
         error = history_error(epoch, self.setup.history(), self.ledger.epoch())
@@ -403,11 +411,11 @@ class Admin:
                 f"{gap}; changes since then were not seen",
                 remedy="Run `docferry apply`: it mends the capture and populates every collection again.",
             )
-        unseen = self.setup.uncaptured([plan.mirror.table for plan in self.plans])
+        unseen = self._unseen()
         if unseen:
             raise HistoryChanged(
-                f"changes of {', '.join(unseen)} are not captured (dropped and created again, or taken out of the "
-                "publication?)",
+                f"changes of {', '.join(unseen)} are not captured, or not all of them (dropped and created again, or "
+                "is the publication narrowed?)",
                 remedy="Run `docferry apply`: it captures them again and populates their collections anew.",
             )
 

@@ -6,16 +6,44 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from docferry.deadletter.contract import DeadLetterGroup, DeadLetters, StoredDeadLetter
+from docferry.deadletter.contract import QUEUE_IDS, DeadLetterGroup, DeadLetters, StoredDeadLetter
 from docferry.operate.replayed import SETTLED, ReplayResult
 from docferry.operate.reread import Replay
 
-__all__ = ["Chosen", "Outcomes", "Selection", "count", "count_superseded", "discard", "previews", "replay"]
+__all__ = ["Chosen", "Outcomes", "Selection", "Shown", "count", "count_superseded", "discard", "previews", "replay"]
 
 _PAGE = 1000
 _EXAMPLES = 5
 _PAGE_SECONDS = 5.0
 _SMALLEST_PAGE = 10
+
+
+@dataclass(slots=True)
+class Shown:
+    """How far the dead letters go that somebody was shown: in each of the two stores the greatest id, which tells those
+    of the table that came later, and the last failure, which tells those that failed again under their id, and those of
+    the queue, whose ids are in no order."""
+
+    _newest: dict[bool, tuple[int, datetime]] = field(default_factory=dict)
+
+    def add(self, stored: StoredDeadLetter) -> None:
+        """This one was shown, too."""
+        id_, last_at = self._newest.get(_in_queue(stored), (stored.id, stored.last_at))
+        self._newest[_in_queue(stored)] = max(id_, stored.id), max(last_at, stored.last_at)
+
+    def holds(self, stored: StoredDeadLetter) -> bool:
+        """Whether it was there, as it is, when they were shown."""
+        newest = self._newest.get(_in_queue(stored))
+        return newest is not None and stored.id <= newest[0] and stored.last_at <= newest[1]
+
+    def ends_before(self, stored: StoredDeadLetter) -> bool:
+        """Whether all behind it in its store came later."""
+        newest = self._newest.get(_in_queue(stored))
+        return newest is None or stored.id > newest[0]
+
+
+def _in_queue(stored: StoredDeadLetter) -> bool:
+    return stored.id >= QUEUE_IDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +67,19 @@ class Selection:
         return after and (self.until is None or stored.last_at <= self.until)
 
     def pages(
-        self, dead_letters: DeadLetters, *, after: int = 0, upto: int | None = None, size: int = _PAGE
+        self, dead_letters: DeadLetters, *, after: int = 0, shown: Shown | None = None, size: int = _PAGE
     ) -> Iterator[list[StoredDeadLetter]]:
-        """Pages by id of about `size`, from behind `after`; `upto` leaves out those that came later."""
+        """Pages by id of about `size`, from behind `after`; `shown` leaves out those that came, or failed again,
+        later."""
         while page := dead_letters.find(table=self.table, cause=self.cause, ids=self.ids, after=after, limit=size):
-            known = [stored for stored in page if upto is None or stored.id <= upto]
-            wanted = [stored for stored in known if self.holds(stored)]
+            wanted = [stored for stored in page if self.holds(stored) and (shown is None or shown.holds(stored))]
             if wanted:
                 yield wanted
-            if len(known) < len(page):
-                return
             after = page[-1].id
+            if shown is not None and shown.ends_before(page[-1]):
+                if _in_queue(page[-1]):
+                    return
+                after = QUEUE_IDS - 1
 
     def groups(self, dead_letters: DeadLetters) -> list[DeadLetterGroup]:
         """Them by table and cause, largest first; where times matter, by looking at each."""
@@ -106,16 +136,16 @@ class Chosen:
             self.examples.append(stored)
 
 
-def count(dead_letters: DeadLetters, selection: Selection) -> tuple[list[Chosen], int]:
-    """What a selection holds, largest first, and the greatest id of it."""
+def count(dead_letters: DeadLetters, selection: Selection) -> tuple[list[Chosen], Shown]:
+    """What a selection holds, largest first, and how far it goes."""
     groups: dict[tuple[str, str], Chosen] = {}
-    newest = 0
+    shown = Shown()
     for page in selection.pages(dead_letters):
         for stored in page:
             key = (stored.letter.table, stored.letter.cause)
             groups.setdefault(key, Chosen(*key)).add(stored)
-        newest = page[-1].id
-    return sorted(groups.values(), key=lambda group: (-group.count, group.table, group.cause)), newest
+            shown.add(stored)
+    return sorted(groups.values(), key=lambda group: (-group.count, group.table, group.cause)), shown
 
 
 def count_superseded(replayer: Replay, selection: Selection) -> dict[tuple[str, str], int]:
@@ -130,11 +160,11 @@ def count_superseded(replayer: Replay, selection: Selection) -> dict[tuple[str, 
 
 
 def discard(
-    dead_letters: DeadLetters, selection: Selection, upto: int, on_done: Callable[[int], None] = lambda _: None
+    dead_letters: DeadLetters, selection: Selection, shown: Shown, on_done: Callable[[int], None] = lambda _: None
 ) -> int:
-    """Remove those with an id of at most `upto`, unless they failed again meanwhile; returns how many."""
+    """Remove those that were shown, unless they failed again since; returns how many."""
     removed = 0
-    for page in selection.pages(dead_letters, upto=upto):
+    for page in selection.pages(dead_letters, shown=shown):
         removed += dead_letters.remove(page)
         on_done(removed)
     return removed
@@ -142,11 +172,11 @@ def discard(
 
 @dataclass(slots=True)
 class Outcomes:
-    """What became, or would become, of dead letters. `newest`: the greatest id among them. `failed`: the first that
-    stay, with the reason."""
+    """What became, or would become, of dead letters. `shown`: how far they go. `failed`: the first that stay, with the
+    reason."""
 
     counts: dict[str, int] = field(default_factory=dict)
-    newest: int = 0
+    shown: Shown = field(default_factory=Shown)
     failed: list[ReplayResult] = field(default_factory=list)
 
     @property
@@ -163,7 +193,7 @@ class Outcomes:
         """Count these."""
         for result in results:
             self.counts[result.outcome] = self.counts.get(result.outcome, 0) + 1
-            self.newest = max(self.newest, result.stored.id)
+            self.shown.add(result.stored)
             if result.outcome not in SETTLED and len(self.failed) < _EXAMPLES:
                 self.failed.append(result)
 
@@ -173,10 +203,10 @@ def replay(
     selection: Selection,
     *,
     dry_run: bool,
-    upto: int | None = None,
+    shown: Shown | None = None,
     on_done: Callable[[int], None] = lambda _: None,
 ) -> Outcomes:
-    """Replay a selection; in a dry run nothing is written. `upto`: leaves later ones out. `on_done` is told how many
+    """Replay a selection; in a dry run nothing is written. `shown`: leaves later ones out. `on_done` is told how many
     are done."""
     outcomes = Outcomes()
     seen = 0
@@ -190,17 +220,19 @@ def replay(
     # What is replayed leaves the dead letters page by page: not much is done twice if we are stopped at a low rate.
     size = _PAGE if dry_run else max(_SMALLEST_PAGE, min(_PAGE, int(replayer.rate * _PAGE_SECONDS)))
     try:
-        for page in selection.pages(replayer.dead_letters, upto=upto, size=size):
+        for page in selection.pages(replayer.dead_letters, shown=shown, size=size):
             outcomes.add(replayer.run(page, dry_run=dry_run))
     finally:
         replayer.on_result = before
     return outcomes
 
 
-def previews(replayer: Replay, selection: Selection, limit: int, *, upto: int | None = None) -> Iterator[ReplayResult]:
+def previews(
+    replayer: Replay, selection: Selection, limit: int, *, shown: Shown | None = None
+) -> Iterator[ReplayResult]:
     """What a replay of the first `limit` of a selection would write, beside what stands there; few at a time."""
     left = limit
-    for page in selection.pages(replayer.dead_letters, upto=upto, size=_SMALLEST_PAGE):
+    for page in selection.pages(replayer.dead_letters, shown=shown, size=_SMALLEST_PAGE):
         yield from replayer.preview(page[:left])
         left -= len(page)
         if left <= 0:

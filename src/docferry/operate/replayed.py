@@ -21,7 +21,7 @@ _PROBLEMS: Final = {
         "Add the table to the configuration again, or `docferry deadletters discard`.",
     ),
     "unreachable": (
-        "it needs the source database: its event does not carry the whole row, or is too old to be applied unread",
+        "it needs the source: its event lacks the whole row, is too old to be applied unread, or may be rolled back",
         "Replay it again where the source database can be reached.",
     ),
     "pending": ("its transaction has neither committed nor rolled back yet", "Replay it again when it has ended."),

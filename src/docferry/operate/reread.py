@@ -35,8 +35,8 @@ class Replay:
     `decode`: reads an event. `specify`: the mirror of a table by an event's description of it, None when it is not
     configured; for tables that are not in `mirrors`, which takes the source. `event_lifetime`: seconds after which an
     event is not applied unread, because a newer delete's tombstone may have expired (R4). `gate`: says whether the
-    transaction of an event was committed; without one it counts as such. `check`: raises HistoryChanged when the mirror
-    of a table is no longer what it was; asked before anything is written.
+    transaction of an event was committed; without one that of a row's change counts as such. `check`: raises
+    HistoryChanged when the mirror of a table is no longer what it was; asked before anything is written.
     """
 
     mirrors: Mapping[str, Mirror]
@@ -141,10 +141,11 @@ class Replay:
         )
 
     def _state(self, letter: DeadLetter) -> TransactionState:
-        """What became of the change's transaction. One that was not sent before its commit needs no asking."""
+        """What became of the change's transaction. Of a row that does not matter where nobody can say: what is applied
+        is its present state, or what a later event corrects. A TRUNCATE takes away what nothing brings back."""
         transaction = _transaction(letter)
         if self.gate is None or transaction is None:
-            return TransactionState.COMMITTED
+            return TransactionState.UNKNOWN if letter.op is Op.TRUNCATE else TransactionState.COMMITTED
         state = self._ended.get(transaction) or self.gate.state(transaction)
         if state is not TransactionState.IN_PROGRESS:
             self._ended[transaction] = state

@@ -33,9 +33,10 @@ def replay_truncates(
             continue
         if version <= floor:
             done.append(ReplayResult(stored, "superseded"))
-        elif state(stored.letter) is TransactionState.UNKNOWN and ledger is not None:
-            done.append(ReplayResult(stored, "backfill"))
-            if not dry_run:
+        elif state(stored.letter) is TransactionState.UNKNOWN:
+            # Without the ledger nobody can be asked for a backfill either.
+            done.append(ReplayResult(stored, "unreachable" if ledger is None else "backfill"))
+            if ledger is not None and not dry_run:
                 reason = "a TRUNCATE was replayed of which nobody knows whether it was committed"
                 ledger.request_backfill(mirror.table, reason, anew=True)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -445,7 +446,13 @@ def test_what_a_savepoint_took_back_is_dropped_although_its_transaction_was_comm
 
 
 def test_a_truncate_raises_the_floor_and_only_the_newest_is_applied() -> None:
-    world = SentWorld(sent(Op.TRUNCATE, 40), sent(Op.UPDATE, 45, "1"), sent(Op.TRUNCATE, 50), sent(Op.UPDATE, 55, "2"))
+    world = SentWorld(
+        sent(Op.TRUNCATE, 40, transaction=4),
+        sent(Op.UPDATE, 45, "1"),
+        sent(Op.TRUNCATE, 50, transaction=5),
+        sent(Op.UPDATE, 55, "2"),
+        gate=Gate(t4=TransactionState.COMMITTED, t5=TransactionState.COMMITTED),
+    )
     world.target.write([Put(ITEMS, (7,), 49, {"id": 7, "doc": "old"}), Put(ITEMS, (8,), 60, {"id": 8, "doc": "later"})])
     world.row("2", "later")
     expected = ["superseded", "superseded", "truncated", "applied"]
@@ -477,6 +484,27 @@ def test_a_truncate_that_was_not_committed_takes_nothing_away(
     assert (world.items() == {}) is removed
     assert world.ledger.backfills == (["public.t"] if outcome == "backfill" else [])
     assert (world.letters.kept == {}) is (outcome != "pending")
+
+
+@pytest.mark.parametrize(
+    ("kept", "gate", "ledger", "outcome"),
+    [(True, None, False, "unreachable"), (True, None, True, "backfill"), (False, Gate(), True, "backfill")],
+)
+def test_a_truncate_of_which_nobody_can_say_whether_it_was_committed_takes_nothing_away(
+    gate: Gate | None, outcome: str, *, kept: bool, ledger: bool
+) -> None:
+    """Where the source does not answer, or the event was not kept."""
+    letter = sent(Op.TRUNCATE, 50)
+    world = SentWorld(letter if kept else replace(letter, payload=None), gate=gate)
+    world.target.write([Put(ITEMS, (1,), 40, {"id": 1, "doc": "old"})])
+    replayer = world.replayer()
+    if not ledger:
+        replayer.ledger = None
+    results = replayer.run(list(world.letters.kept.values()), dry_run=False)
+    assert [one.outcome for one in results] == [outcome]
+    assert world.items() == {"1": (40, "old")}
+    assert world.ledger.backfills == (["public.t"] if outcome == "backfill" else [])
+    assert (world.letters.kept == {}) is (outcome == "backfill")
 
 
 def test_letters_of_a_mirror_that_had_another_key_are_left_alone() -> None:

@@ -26,7 +26,8 @@ SELECT c.oid, n.nspname, c.relname, c.relkind::text, c.relpersistence::text, c.r
        pg_catalog.pg_has_role(c.relowner, 'USAGE'),
        c.relrowsecurity AND NOT pg_catalog.pg_has_role(c.relowner, 'USAGE')
          AND NOT (SELECT rolbypassrls OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user),
-       c.relkind = 'r' AND EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid)
+       c.relkind = 'r' AND EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid),
+       ARRAY(SELECT a.relid::oid FROM pg_catalog.pg_partition_ancestors(c.oid) a WHERE a.relid <> c.oid)
   FROM pg_catalog.pg_class c
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
  WHERE n.nspname = %s AND c.relname = %s;
@@ -106,8 +107,9 @@ SELECT b.attname
  WHERE t.typtype = 'b' AND t.typnamespace <> 'pg_catalog'::regnamespace;
 
 -- name: unique_indexes
--- Unique, total, valid indexes on plain columns: name, primary?, immediate?, replica identity?, columns in index order.
-SELECT ic.relname, i.indisprimary, i.indimmediate, i.indisreplident,
+-- Unique, total, valid indexes on plain columns of these tables: table, name, primary?, immediate?, replica identity?,
+-- columns in index order.
+SELECT i.indrelid, pg_catalog.quote_ident(ic.relname), i.indisprimary, i.indimmediate, i.indisreplident,
        ARRAY(SELECT a.attname::text
                FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, ordinal)
                JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
@@ -115,19 +117,20 @@ SELECT ic.relname, i.indisprimary, i.indimmediate, i.indisreplident,
               ORDER BY k.ordinal)
   FROM pg_catalog.pg_index i
   JOIN pg_catalog.pg_class ic ON ic.oid = i.indexrelid
- WHERE i.indrelid = %s AND i.indisunique AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indisvalid
+ WHERE i.indrelid = ANY (%s) AND i.indisunique AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indisvalid
  ORDER BY i.indisprimary DESC, ic.relname;
 
 -- name: leaves
--- The leaf partitions of a partitioned table with their replica identity, where it differs from the default. No lock is
--- waited for, see layout.
+-- The leaf partitions of a partitioned table with their replica identity: oid, name, setting. No lock is waited for, see
+-- layout.
 WITH RECURSIVE tree(oid) AS (
     SELECT %s::oid
     UNION ALL
     SELECT i.inhrelid FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid AND NOT i.inhdetachpending
 )
-SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname), c.relreplident::text
+SELECT c.oid, pg_catalog.format('%%I.%%I', n.nspname, c.relname), c.relreplident::text
   FROM tree t
   JOIN pg_catalog.pg_class c ON c.oid = t.oid
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
- WHERE c.relkind <> 'p' AND c.relreplident::text <> 'd';
+ WHERE c.relkind <> 'p'
+ ORDER BY 2;

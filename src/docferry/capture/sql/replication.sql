@@ -34,6 +34,11 @@ ON CONFLICT (name) DO UPDATE SET oid = excluded.oid;
 -- Whether it is remembered at all.
 SELECT pg_catalog.to_regclass('docferry.publication') IS NOT NULL;
 
+-- name: remembered_publication
+-- A row when the one that is there is the remembered one.
+SELECT 1 FROM docferry.publication k JOIN pg_catalog.pg_publication p ON p.pubname = k.name AND p.oid = k.oid
+ WHERE k.name = %s;
+
 -- name: replaced_publication
 -- A row when the one that is there is not the remembered one.
 SELECT 1 FROM docferry.publication k JOIN pg_catalog.pg_publication p ON p.pubname = k.name
@@ -61,15 +66,23 @@ SELECT n.nspname || '.' || c.relname
  ORDER BY 1;
 
 -- name: uncaptured
--- Existing ones of these tables that the publication leaves out: it forgets a table that is dropped, whatever is created
--- under its name afterwards.
+-- Existing ones of these tables of which the publication leaves out anything. It forgets a table that is dropped, whatever
+-- is created under its name afterwards; somebody may have narrowed what it publishes; and what happens in a partition of
+-- another published table is published as that one's.
 SELECT wanted.shown
   FROM unnest(%s::text[], %s::text[], %s::text[]) AS wanted(shown, schema_name, table_name)
   JOIN pg_catalog.pg_namespace n ON n.nspname = wanted.schema_name
   JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.table_name
  WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r
                      JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
-                    WHERE p.pubname = %s AND r.prrelid = c.oid)
+                    WHERE p.pubname = %s AND r.prrelid = c.oid
+                      AND p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate AND p.pubviaroot
+                      -- PostgreSQL 15 and later know these.
+                      AND pg_catalog.to_jsonb(r) ->> 'prqual' IS NULL
+                      AND pg_catalog.to_jsonb(r) ->> 'prattrs' IS NULL)
+    OR EXISTS (SELECT FROM pg_catalog.pg_partition_ancestors(c.oid) a
+                 JOIN pg_catalog.pg_publication_rel r ON r.prrelid = a.relid AND a.relid <> c.oid
+                 JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid AND p.pubname = %s)
  ORDER BY wanted.shown;
 
 -- name: slot
