@@ -242,6 +242,15 @@ def _harmless(body: Json) -> Json:
     return {"Statements": [{"Statement": "SELECT * FROM nothing", "Parameters": []} for _ in body["Statements"]]}
 
 
+def test_a_scan_takes_a_page_at_a_time(target: DynamoDBTarget, proxy: DynamoDBProxy, orders: Collection) -> None:
+    target.write([put(orders, number, 1) for number in range(1100)])
+    proxy.seen.clear()
+    assert sorted(item.key for item in target.scan(orders)) == [(number,) for number in range(1100)]
+    pages = [request for request in proxy.seen if request.operation == "Scan"]
+    assert len(pages) == 2
+    assert all(request.body["Limit"] == 1000 for request in pages)
+
+
 def test_unprocessed_keys_are_read_again(target: DynamoDBTarget, proxy: DynamoDBProxy, orders: Collection) -> None:
     target.write([put(orders, number, 1) for number in range(150)])
 

@@ -17,6 +17,8 @@ __all__ = ["read_items", "scan_items", "versions_below"]
 
 KEYS_PER_REQUEST = 100
 _DOING = "a read"
+# DynamoDB ends a page at 1 MB by itself; what else speaks its language may not.
+_PAGE = 1000
 
 Attributes = dict[str, Any]
 
@@ -45,7 +47,7 @@ def read_items(
 
 def scan_items(connection: Connection, collection: Collection, segment: int, segments: int) -> Iterator[Attributes]:
     """Every item of a segment, consistently read page by page."""
-    for page in _pages(connection, collection, f',"Segment":{segment},"TotalSegments":{segments}'):
+    for page in _pages(connection, collection, f',"Limit":{_PAGE},"Segment":{segment},"TotalSegments":{segments}'):
         yield from page
 
 
