@@ -204,7 +204,12 @@ class App:
             key=key,
             by_triggers=self.by_triggers,
             durable=durable,
+            former=self._former_columns,
         )
+
+    def _former_columns(self, table: str) -> frozenset[str]:
+        mirror = self.mirrors.get(table)
+        return frozenset() if mirror is None else mirror.spec.columns
 
     # -- the mirrors --------------------------------------------------------------------------------------------------
 

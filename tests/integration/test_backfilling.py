@@ -205,6 +205,34 @@ def test_it_lives_while_the_table_is_locked(things: Ferry) -> None:
     until(lambda: things.backfills()[0].state is BackfillState.DONE, "the backfill is done")
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_it_stops_while_the_table_is_locked(things: Ferry, *, begun: bool) -> None:
+    """Also when nobody lets go of the lock, and before the first page."""
+    if begun:
+        backfill(things)
+        things.execute("UPDATE docferry.backfills SET state = 'running', done_key = NULL, rows_done = 0")
+    with things.another() as other:
+        other.execute("LOCK TABLE things IN ACCESS EXCLUSIVE MODE")
+        stop = threading.Event()
+
+        def work() -> None:
+            with things.app() as app, contextlib.suppress(Interrupted):
+                stopping.append(app.retry.stop)
+                stop.set()
+                app.backfill("public.things", anew=False, on_progress=lambda _: None)
+
+        stopping: list[threading.Event] = []
+        with Background(work) as background:
+            assert stop.wait(PATIENCE)
+            if begun:
+                until(lambda: _is_blocked(things), "a page is waited for")
+            stopping[0].set()
+            until(lambda: not background.running, "it has stopped")
+            background.raise_failure()
+    backfill(things)
+    things.assert_same("public.things")
+
+
 def _is_blocked(ferry: Ferry) -> bool:
     return bool(
         ferry.query(

@@ -147,6 +147,16 @@ def test_rows_that_are_locked_or_changed_again_go_whole_where_no_statement_is_ne
     assert last_words(changes) == {b"1": "one", b"2": None, b"3": "three"}
 
 
+def test_rows_that_a_cascade_deletes_go_whole(source: Source) -> None:
+    source.app.execute("CREATE TABLE owners (id int PRIMARY KEY); INSERT INTO owners VALUES (1)")
+    source.app.execute("ALTER TABLE things ADD owner int DEFAULT 1 REFERENCES owners ON DELETE CASCADE")
+    source.app.execute("INSERT INTO things VALUES (1, 'one'), (2, 'two')")
+    source.app.execute("DELETE FROM owners")
+    deleted = [change for change in source.changes() if change.op is Op.DELETE]
+    assert sorted(old_of(change)["id"] for change in deleted) == [b"1", b"2"]
+    assert not any(change.partial for change in deleted)
+
+
 def test_items_follow_nested_statements(database: str) -> None:
     ferry = Ferry(database, "outbox")
     try:

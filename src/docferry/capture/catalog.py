@@ -123,9 +123,10 @@ class TableInfo:
         return next((index.columns for index in self.indexes if index.primary), ())
 
     @property
-    def identifying(self) -> tuple[str, ...]:
-        """The columns of the index that tells rows apart: the one chosen for replica identity, or the primary key."""
-        return _identifying(self.indexes)
+    def identities(self) -> tuple[tuple[str, ...], ...]:
+        """The columns of the indexes that tell rows apart: of the one chosen for replica identity, of the primary key;
+        those that there are."""
+        return _identities(self.indexes)
 
     @property
     def identity_columns(self) -> frozenset[str]:
@@ -147,9 +148,9 @@ def _indexed(replica_identity: str, indexes: Sequence[UniqueIndex]) -> frozenset
     return frozenset(name for index in chosen for name in index.columns)
 
 
-def _identifying(indexes: tuple[UniqueIndex, ...]) -> tuple[str, ...]:
-    chosen = next((index.columns for index in indexes if index.replica_identity), None)
-    return chosen or next((index.columns for index in indexes if index.primary), ())
+def _identities(indexes: tuple[UniqueIndex, ...]) -> tuple[tuple[str, ...], ...]:
+    chosen = [index.columns for index in indexes if index.replica_identity]
+    return (*chosen, *(index.columns for index in indexes if index.primary))
 
 
 def split_table(table: str) -> tuple[str, str]:
@@ -182,7 +183,7 @@ def describe_table(connection: psycopg.Connection[tuple[Any, ...]], types: Types
         found = connection.execute(_SQL["layout"].encode(), {"oid": oid}).fetchone()
         extension = connection.execute(_SQL["foreign_key_types"].encode(), (oid,)).fetchall()
     own = tuple(indexes.get(oid, ()))
-    identifying = _identifying(own)
+    identifying = next(iter(_identities(own)), ())
     relation = Relation(
         oid,
         schema,

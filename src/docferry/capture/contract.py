@@ -222,6 +222,9 @@ class PageReader(Protocol):
     def sample(self, rows: int) -> list[KeyTexts]:
         """The keys of about so many rows from random places of the table, at most so many."""
 
+    def cancel(self) -> None:
+        """From another thread: have the server give up what it is asked, which then fails as an outage would."""
+
     def close(self) -> None:
         """Release the connection."""
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, TypeVar, cast
 
@@ -39,6 +40,7 @@ _OF_THE_TEXT_TOO: Final = frozenset({pg.SyntaxError.sqlstate, pg.InvalidName.sql
 _MOVED: Final = (pg.UndefinedColumn, pg.UndefinedObject, pg.FeatureNotSupported, pg.UndefinedFunction)
 _NOT_PARSED: Final = ("json", "jsonb", "date", "timestamp", "timestamptz", "time", "timetz", "interval")
 _SAMPLED_AT_LEAST: Final = 10_000
+_CANCELLING: Final = 5.0  # seconds
 _SNAPSHOT_COLUMNS: Final = 3  # snapshot, log_end, found
 
 
@@ -61,7 +63,7 @@ class TableReader:
     Rows come with a Relation made from the result's own description, so that a schema change between two statements can
     never pair values with the wrong columns. `by_triggers`: nothing is asked of the log, about which some services say
     nothing. `durable`: what is read must survive a crash of the source; who only looks, maybe before `apply`, need not
-    wait for that.
+    wait for that. `former`: by table, the names of its columns when its key was made, as far as they are known.
     """
 
     def __init__(
@@ -74,8 +76,10 @@ class TableReader:
         key: Sequence[str] = (),
         by_triggers: bool = False,
         durable: bool = True,
+        former: Callable[[str], Collection[str]] = lambda _: (),
     ) -> None:
         self._dsn = dsn
+        self._former = former
         self._durable = durable
         self._retry = retry
         self._purpose = purpose
@@ -182,7 +186,7 @@ class TableReader:
     ) -> tuple[str, int, list[tuple[Relation, Row]], bool]:
         def run() -> tuple[str, int, list[tuple[Relation, Row]], bool]:
             info = self._info(table)
-            names = current_key(info, key)
+            names = self._key_now(info, key)
             match = sql.SQL("({}) IN ({})").format(_listed(names), _keys(info, names))
             block = _SQL["by_key_without_log" if self._by_triggers else "by_key"]
             columns = _listed(names) if only_key else sql.SQL("r.*")
@@ -223,7 +227,7 @@ class TableReader:
 
         def run() -> bool:
             info = self._info(table)
-            names = current_key(info, key)
+            names = self._key_now(info, key)
             try:
                 self._execute(_keys(info, names), _by_column(keys, names))
             except psycopg.Error as error:
@@ -292,7 +296,7 @@ class TableReader:
 
         def run() -> KeyTexts | None:
             info = self._info(self._table)
-            names = current_key(info, self._key)
+            names = self._key_now(info, self._key)
             range_, parameters = self._range(info, names, after, None)
             query = sql.SQL(cast("Any", _SQL["boundary"])).format(
                 key=_listed(names), table=_identifier(self._table), after=range_
@@ -312,7 +316,7 @@ class TableReader:
 
         def run() -> tuple[list[tuple[Relation, Row]], KeyTexts | None]:
             info = self._info(self._table)
-            names = current_key(info, self._key)
+            names = self._key_now(info, self._key)
             range_, parameters = self._range(info, names, after, upto)
             query = sql.SQL(cast("Any", _SQL["page"])).format(
                 key=_listed(names), table=_identifier(self._table), range=range_
@@ -353,7 +357,7 @@ class TableReader:
         percent = min(100.0, 100.0 * max(20 * rows, _SAMPLED_AT_LEAST) / max(self.estimate(), 1))
 
         def run() -> list[KeyTexts]:
-            names = current_key(self._info(self._table), self._key)
+            names = self._key_now(self._info(self._table), self._key)
             query = sql.SQL(cast("Any", _SQL["sample"])).format(key=_listed(names), table=_identifier(self._table))
             result = self._execute(query, [percent, rows])
             return [
@@ -362,6 +366,13 @@ class TableReader:
             ]
 
         return self._on_current_schema(run)
+
+    def cancel(self) -> None:
+        """See contract.PageReader."""
+        connection = self._connection
+        if connection is not None:
+            with suppress(psycopg.Error):
+                connection.cancel_safe(timeout=_CANCELLING)
 
     def close(self) -> None:
         """Release the connection."""
@@ -449,6 +460,13 @@ class TableReader:
         kept = [skip + index for index, (name, _) in enumerate(described) if name in names]
         return [(relation, tuple([row[index] for index in kept])) for row in got.rows]
 
+    def _identities(self, info: TableInfo) -> Sequence[tuple[str, ...]]:
+        """What tells rows apart, the best first. By triggers, a replica identity is another consumer's."""
+        return info.identities[::-1] if self._by_triggers else info.identities
+
+    def _key_now(self, info: TableInfo, key: Sequence[str]) -> tuple[str, ...]:
+        return current_key(info, key, self._identities(info), former=self._former(info.table))
+
     def _relation(self, info: TableInfo, described: _Description) -> Relation:
         """A result's columns as a relation; the same object for the same description."""
         known = self._relations.get((info.table, described))
@@ -457,8 +475,9 @@ class TableReader:
             assert self._types is not None
             if not _describes(info, described):
                 info = self._infos[info.table] = describe_table(self._connection, self._types, info.table)
+            identity = next(iter(self._identities(info)), ())
             columns = [
-                Column(name, self._types(oid), name in info.identifying)
+                Column(name, self._types(oid), name in identity)
                 for name, oid in described
                 if name not in info.generated
             ]
@@ -472,11 +491,15 @@ def _describes(info: TableInfo, described: _Description) -> bool:
     return shown == [column.name for column in info.relation.columns]
 
 
-def current_key(info: TableInfo, key: Sequence[str]) -> tuple[str, ...]:
-    """The key's columns as they are called now."""
-    names = current_names(key, info.casts, info.identifying)
-    if names is not None:
-        return names
+def current_key(
+    info: TableInfo, key: Sequence[str], identities: Sequence[Sequence[str]], *, former: Collection[str] = ()
+) -> tuple[str, ...]:
+    """The key's columns as they are called now, by the first of the `identities` that can say it. `former`: see
+    current_names. Raises ConfigError when none can."""
+    for identity in (*identities, ()):
+        names = current_names(key, info.casts, identity, former=former)
+        if names is not None:
+            return names
     raise ConfigError(
         f"key ({', '.join(key)}) of {info.table} no longer exists",
         remedy="Set key = [...] of this mirror to the columns that are the key now, then `docferry apply`.",

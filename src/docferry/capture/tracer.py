@@ -167,7 +167,7 @@ class SourceTracer:
     def _described(self, table: str, key: Sequence[str]) -> tuple[TableInfo, tuple[str, ...]]:
         connection = self._open()
         info = describe_table(connection, Types(connection), table)
-        return info, current_key(info, key)
+        return info, current_key(info, key, info.identities)
 
 
 def _streamed(

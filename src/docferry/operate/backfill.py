@@ -100,6 +100,7 @@ class Backfill:
         self._on_trouble = on_trouble
         self._check = check
         self._tracer = tracer
+        self._reading: list[PageReader] = []
 
     def run(self, record: BackfillRecord) -> bool:
         """Bring the backfill to its end, whatever goes down meanwhile; False if another process is at it.
@@ -188,8 +189,7 @@ class Backfill:
                 raise Interrupted(f"the backfill of {record.table} was stopped before it began")
             # Tombstones stay while writes of an old version may come (R4).
             still_held = stack.enter_context(self._ledger.old_writes())
-            scout = self._readers()
-            stack.callback(scout.close)
+            scout = self._opened(stack)
             scouting = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="backfill_scout"))
             if record.state is BackfillState.REQUESTED or record.version is None:
                 version = self._ledger.take_start_version(f"the backfill of {record.table}")
@@ -207,13 +207,23 @@ class Backfill:
             self._finish(record, rows, still_held)
         return True
 
+    def _opened(self, stack: ExitStack) -> PageReader:
+        reader = self._readers()
+        stack.callback(reader.close)
+        self._reading.append(reader)
+        stack.callback(self._reading.remove, reader)
+        return reader
+
     def _patiently(self, work: Future[_T]) -> _T:
         """The result of what another thread is at. It may wait for long, behind a lock on the table for example; this
-        one shows meanwhile that it lives."""
+        one shows meanwhile that it lives. Who wants to stop does not wait for the lock."""
         while not work.done():
             with suppress(TimeoutError):
                 work.result(_STEP)
             self._retry.on_wait()
+            if self._retry.stop.is_set() and not work.done():
+                for reader in self._reading:
+                    reader.cancel()
         return work.result()
 
     def _pages(
@@ -224,7 +234,6 @@ class Backfill:
         still_held: Callable[[], None],
     ) -> int:
         """Write all pages that are not durable yet; returns the number of rows from the first one on."""
-        readers: list[PageReader] = []
         idle: deque[PageReader] = deque()
         pages: deque[_Page] = deque()
         rows = record.rows_done
@@ -245,10 +254,7 @@ class Backfill:
         # The pool is left before the readers are closed.
         with ExitStack() as stack:
             for _ in range(self._limits.workers):
-                reader = self._readers()
-                stack.callback(reader.close)
-                readers.append(reader)
-                idle.append(reader)
+                idle.append(self._opened(stack))
             pool = stack.enter_context(ThreadPoolExecutor(self._limits.workers, thread_name_prefix="backfill"))
             try:
                 while pages or not exhausted:

@@ -24,6 +24,7 @@ DECLARE
     -- As stored, documents compressed.
     size bigint := 0;
     nested boolean := false;
+    note text;
     unproven boolean := false;
     as_shown boolean;
     by_key boolean;
@@ -36,17 +37,20 @@ DECLARE
 BEGIN
     IF TG_LEVEL = 'ROW' THEN
         IF TG_NAME = 'sync_nested_to_dynamodb' THEN
-            IF strpos(concat(current_setting('docferry.nested', true)), E'\n' || TG_ARGV[0] || E'\n') = 0 THEN
-                PERFORM set_config('docferry.nested', concat(current_setting('docferry.nested', true),
-                                                             E'\n', TG_ARGV[0], E'\n'), true);
+            note := E'\n' || CASE WHEN TG_OP = 'DELETE' THEN '-' ELSE '+' END || TG_ARGV[0] || E'\n';
+            IF strpos(concat(current_setting('docferry.nested', true)), note) = 0 THEN
+                PERFORM set_config('docferry.nested', concat(current_setting('docferry.nested', true), note), true);
             END IF;
             RETURN NULL;
         END IF;
         -- A statement within a statement is recorded first, though its change is the later one. So once there was one, a
-        -- version of a row that is replaced already (or locked, which looks the same), or a delete, may not be the last word.
-        IF (TG_OP = 'DELETE' OR NEW.xmax <> '0')
-           AND strpos(current_setting('docferry.nested', true), E'\n' || TG_ARGV[0] || E'\n') > 0 THEN
-            nested := true;
+        -- version of a row that is replaced already (or locked, which looks the same), or a delete, may not be the last word;
+        -- but what is nested and only deletes, as cascades do, brings no deleted row back.
+        IF TG_OP = 'DELETE' THEN
+            nested := strpos(concat(current_setting('docferry.nested', true)), E'\n+' || TG_ARGV[0] || E'\n') > 0;
+        ELSIF NEW.xmax <> '0' THEN
+            nested := strpos(concat(current_setting('docferry.nested', true)), E'\n+' || TG_ARGV[0] || E'\n') > 0
+                   OR strpos(concat(current_setting('docferry.nested', true)), E'\n-' || TG_ARGV[0] || E'\n') > 0;
         END IF;
         IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable')
            AND strpos(concat(current_setting('docferry.layouts', true)), ' ' || TG_RELID || ' ') = 0 THEN
