@@ -32,8 +32,9 @@ from ..waiting import PATIENCE, until
 IMMEDIATE = "received immediate shutdown request"
 """In the server's log, when a fast stop took too long."""
 
-_IN_THIS_PROCESS = ("apply", "wait")
-"""Commands that nearly every test needs: to start a process takes longer than what they do."""
+_IN_THIS_PROCESS = ("apply", "deadletters", "status", "verify", "wait")
+"""Commands that many tests need: to start a process takes longer than what they do. What they are like in processes of
+their own is seen where something of the environment or the input is given, and with `start`."""
 
 LAMBDA_SERVICES = ("dynamodb", "lambda", "sqs", "logs")
 LAMBDA_SETTINGS = {"LAMBDA_ACCOUNT_CONCURRENCY": "3", "LAMBDA_ASYNC_RETRY_BASE_SECONDS": "0.1"}
