@@ -229,9 +229,17 @@ def test_what_the_function_cannot_do_waits_and_is_not_lost(place: Place) -> None
     until(lambda: not place.leftovers(), "nothing is left")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("after", ["start", "Both are up", "UPDATE"])
-@pytest.mark.parametrize("mode", ["replication", "lambda"])
+@pytest.mark.parametrize(
+    ("mode", "after", "number"),
+    [
+        ("replication", "start", signal.SIGINT),
+        ("replication", "Both are up", signal.SIGTERM),
+        ("replication", "UPDATE", signal.SIGINT),
+        ("lambda", "start", signal.SIGTERM),
+        ("lambda", "Both are up", signal.SIGINT),
+        ("lambda", "UPDATE", signal.SIGTERM),
+    ],
+)
 def test_a_signal_in_the_middle_leaves_nothing(place: Place, number: signal.Signals, after: str, mode: str) -> None:
     running = place.popen("--capture", mode, PYTHONUNBUFFERED="1")
     assert running.stdout is not None
