@@ -67,7 +67,7 @@ def test_the_slot_loses_its_log(ministack: EmbeddedDynamoDB, tmp_path: Path) -> 
             load.finish(2)
         ferry.run("wait")
         assert_same(ferry.dsn, ferry.client(), Mirrored("orders", f"{ferry.prefix}orders"))
-        assert ferry.json("status")["attention"] == []
+        ferry.eventually(lambda: ferry.json("status")["attention"] == [], what="nothing needs attention")
         assert worker.stop() == 0, worker.text
 
 
