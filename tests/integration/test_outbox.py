@@ -14,7 +14,7 @@ from psycopg import sql
 from docferry.capture.contract import Delivery
 from docferry.capture.ledger import PostgresLedger
 from docferry.capture.outbox import OutboxCapture
-from docferry.capture.trigger_functions import CHANGES, KEY_CHANGE, TRUNCATE, TriggerSettings
+from docferry.capture.trigger_functions import CHANGES, KEY_CHANGE, NESTED, TRUNCATE, TriggerSettings
 from docferry.capture.trigger_setup import TriggerSetup
 from docferry.change.model import UNCHANGED, Change, Op, make_version, split_version
 from docferry.config import Capture
@@ -192,7 +192,7 @@ def test_a_key_that_changes_to_an_equal_one_is_recorded_with_the_old_row(outbox:
 
 def test_a_trigger_as_the_server_writes_it_can_be_restored(things: Outbox) -> None:
     rows = things.app.execute("SELECT tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal").fetchall()
-    assert {name for name, _ in rows} == {CHANGES, KEY_CHANGE, TRUNCATE}
+    assert {name for name, _ in rows} == {CHANGES, KEY_CHANGE, NESTED, TRUNCATE}
     for name, statement in rows:
         things.app.execute(f"DROP TRIGGER {name} ON things")
         things.app.execute(statement)
