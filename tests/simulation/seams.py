@@ -238,6 +238,9 @@ class Pages:
         self._outside.call("pages.estimate")
         return 3
 
+    def cancel(self) -> None:
+        """Nothing waits for a lock without end."""
+
     def close(self) -> None:
         """There is nothing to release."""
 

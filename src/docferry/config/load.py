@@ -184,7 +184,10 @@ def _override_tls(
     if override := environ.get("DOCFERRY_SOURCE_SSLMODE"):
         chosen = next((one for one in _SSL_MODES if one == override), None)
         if chosen is None:
-            raise ConfigError(f"DOCFERRY_SOURCE_SSLMODE: expected one of {', '.join(_SSL_MODES)}")
+            raise ConfigError(
+                f"DOCFERRY_SOURCE_SSLMODE: expected one of {', '.join(_SSL_MODES)}",
+                remedy="Set it to one of these, or take it out of the environment.",
+            )
         sslmode = chosen
     return sslmode, environ.get("DOCFERRY_SOURCE_SSLROOTCERT") or sslrootcert
 
