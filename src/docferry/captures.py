@@ -3,7 +3,7 @@ are named here, and imported when they are asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from docferry.capture.contract import Capture
 from docferry.capture.tracing import RowTracer
@@ -49,14 +49,18 @@ def make_setup(
     return TriggerSetup(dsn, settings, keys)
 
 
-def make_capture(config: Config, dsn: str, epoch: EpochRecord) -> Capture:
-    """The stream of changes, of the epoch in force."""
+def make_capture(
+    config: Config, dsn: str, epoch: EpochRecord, former: Callable[[str], Collection[str]] = lambda _: ()
+) -> Capture:
+    """The stream of changes, of the epoch in force. `former`: by table, its columns when its key was made."""
     run = config.run
     if by_triggers(config.source.capture):
         from docferry.capture.outbox import OutboxCapture
 
         wakes = config.source.capture == "outbox"
-        return OutboxCapture(dsn, most_changes=run.batch_changes, most_bytes=run.batch_bytes, wakes=wakes)
+        return OutboxCapture(
+            dsn, most_changes=run.batch_changes, most_bytes=run.batch_bytes, wakes=wakes, former=former
+        )
     from docferry.capture.replication import Limits, ReplicationCapture, SystemIdentity
 
     return ReplicationCapture(

@@ -79,7 +79,7 @@ class FunctionApp(App):
         grounds = self._grounds(ledger, epoch.number, "this function", _DEPLOY)
         applier = self._applier(ledger, letters, check=Lease(grounds).check)
         pipeline = Pipeline(
-            UntilEmpty(make_capture(self.config, self.dsn, epoch), stopping),
+            UntilEmpty(make_capture(self.config, self.dsn, epoch, self._former_columns), stopping),
             Telling(applier, self.mirrors, tell),
             self.retry,
             PipelineLimits(run.workers, run.in_flight_bytes, run.batch_changes, run.batch_bytes, _STOP_GRACE),

@@ -49,7 +49,7 @@ class WorkerApp(VerifyApp):
         admin = self.admin()
         epoch = admin.check_applied()
         self.check_target()
-        capture = make_capture(self.config, self.dsn, epoch)
+        capture = make_capture(self.config, self.dsn, epoch, self._former_columns)
         # A standby that is away must not make it look dead, nor keep it from stopping.
         ledger = self._ledger(epoch.number, local=True)
         sweeper = Sweeper(self.target, ledger, grace=_grace())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 
 from docferry.document.model import Key
@@ -35,6 +37,24 @@ def converges(ferry: Ferry, table: str = "public.things") -> None:
         return True
 
     until(same, "the same rows at both ends", PATIENCE)
+
+
+def test_a_renamed_primary_key_beside_an_index_of_another_consumer(database: str) -> None:
+    """By triggers, nothing depends on the replica identity."""
+    with closing(Ferry(database, "outbox")) as ferry:
+        ferry.execute(
+            "CREATE TABLE things (id int PRIMARY KEY, other uuid NOT NULL UNIQUE, name text, doc text)",
+            "ALTER TABLE things REPLICA IDENTITY USING INDEX things_other_key",
+            f"INSERT INTO things SELECT g, gen_random_uuid(), 'n' || g, {LARGE} FROM generate_series(1, 9) AS g",
+        )
+        ferry.begin("public.things")
+        ferry.execute(
+            "ALTER TABLE things RENAME COLUMN id TO number",
+            "UPDATE things SET name = 'x' WHERE number = 2",
+            f"UPDATE things SET number = 70, doc = {LARGE} || 'x' WHERE number = 3",
+        )
+        until(lambda: _names(ferry) == _keyed(ferry, "number"), "the same rows at both ends")
+        ferry.stop()
 
 
 @pytest.mark.parametrize("with_a_write", [True, False])

@@ -11,7 +11,7 @@ import logging
 import select
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, TypeAlias
@@ -64,10 +64,20 @@ class OutboxCapture:
     """contract.Capture over docferry.outbox. A delivery's position is the number of its claim.
 
     `most_changes`, `most_bytes`: of a delivery. `wakes`: writers notify a sleeping drainer, where the server cannot
-    prepare transactions: one that has notified cannot be prepared.
+    prepare transactions: one that has notified cannot be prepared. `former`: by table, the names of its columns when
+    its key was made, as far as they are known.
     """
 
-    def __init__(self, dsn: str, *, most_changes: int = 500, most_bytes: int = 1 << 20, wakes: bool = True) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        most_changes: int = 500,
+        most_bytes: int = 1 << 20,
+        wakes: bool = True,
+        former: Callable[[str], Collection[str]] = lambda _: (),
+    ) -> None:
+        self._former = former
         self._dsn = dsn
         self._most_changes = most_changes
         self._most_bytes = most_bytes
@@ -237,7 +247,7 @@ class OutboxCapture:
             self._outdated = False
             self._decoder = EventDecoder(Types(self._watch))
         columns, types = described_columns(described)
-        key_names = self._current_names(int(oid), columns, key_names)
+        key_names = self._current_names(table, int(oid), columns, key_names)
         layout = self._decoder.layout(table, int(oid), columns, types, key_names)
         # What can be claimed is visible: nothing has to wait for its transaction (R5).
         version = make_version(epoch, position)
@@ -252,17 +262,18 @@ class OutboxCapture:
         delivery.size += change.size
         delivery.committed_at = recorded_at
 
-    def _current_names(self, oid: int, columns: Sequence[str | None], key: Sequence[str]) -> Sequence[str]:
+    def _current_names(self, table: str, oid: int, columns: Sequence[str | None], key: Sequence[str]) -> Sequence[str]:
         """The key columns. The triggers know them by the names that they had when the triggers were made."""
         if all(name in columns for name in key):
             return key
         known = self._renamed.get((oid, tuple(columns)))
         if known is None:
             assert self._watch is not None
-            row = self._watch.execute(_SQL["identifying"].encode(), (oid,)).fetchone()
-            names = None if row is None else current_names(key, [name for name in columns if name is not None], row[0])
-            fits = names is not None and all(name in columns for name in names)
-            known = self._renamed[oid, tuple(columns)] = tuple(names if names is not None and fits else key)
+            there = [name for name in columns if name is not None]
+            identities = self._watch.execute(_SQL["identifying"].encode(), (oid,)).fetchall()
+            found = [current_names(key, there, names, former=self._former(table)) for (names,) in identities]
+            fitting = [names for names in found if names is not None and set(names) <= set(there)]
+            known = self._renamed[oid, tuple(columns)] = fitting[0] if fitting else tuple(key)
         return known
 
     def _let_go_of_old_claims(self) -> None:

@@ -475,7 +475,9 @@ class TableReader:
             assert self._types is not None
             if not _describes(info, described):
                 info = self._infos[info.table] = describe_table(self._connection, self._types, info.table)
-            identity = next(iter(self._identities(info)), ())
+            identities = self._identities(info)
+            # Which of them names a renamed key, the converter finds out; in a stream, it is the replica identity.
+            identity = {name for one in (identities if self._by_triggers else identities[:1]) for name in one}
             columns = [
                 Column(name, self._types(oid), name in identity)
                 for name, oid in described

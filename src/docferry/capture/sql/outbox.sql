@@ -161,7 +161,7 @@ UPDATE docferry.outbox SET table_name = %(table)s
                         UNION SELECT relid FROM pg_catalog.pg_partition_tree(pg_catalog.to_regclass(%(quoted)s)));
 
 -- name: identifying
--- The columns of a table's primary key, or of the index chosen for its replica identity, as they are called now.
+-- The columns of a table's primary key, and of the index chosen for its replica identity, as they are called now.
 SELECT ARRAY(SELECT a.attname::text
                FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, ordinal)
                JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
@@ -169,8 +169,7 @@ SELECT ARRAY(SELECT a.attname::text
               ORDER BY k.ordinal)
   FROM pg_catalog.pg_index i
  WHERE i.indrelid = %s AND (i.indisreplident OR i.indisprimary)
- ORDER BY i.indisprimary DESC
- LIMIT 1;
+ ORDER BY i.indisprimary DESC;
 
 -- name: existing
 -- Those of these tables that exist.
